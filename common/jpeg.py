@@ -1,0 +1,52 @@
+"""Walks the markers of a JPEG without decompressing it (ITU-T T.81, annex B)."""
+
+from __future__ import annotations
+
+__all__ = ["JpegError", "jpeg_size"]
+
+_START = b"\xff\xd8"
+_END = b"\xff\xd9"
+_FRAME_HEADERS = {0xC0, 0xC1, 0xC2}  # baseline, extended sequential, progressive Huffman
+_SCAN = 0xDA
+_MAX_SEGMENTS = 256
+_TAIL = 1024  # hardware encoders pad the end with zeros
+
+
+class JpegError(ValueError):
+    """Bytes that are not a whole JPEG."""
+
+
+def jpeg_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """Width and height in pixels of a JPEG that is whole from its start to its end marker.
+
+    Raises JpegError for anything else. Reads a few hundred bytes, however large the picture.
+    """
+    if len(data) < 4 or bytes(data[:2]) != _START:
+        raise JpegError("no start marker")
+    if not bytes(data[-_TAIL:]).rstrip(b"\0").endswith(_END):
+        raise JpegError("no end marker: truncated")
+    position, size = 2, None
+    for _ in range(_MAX_SEGMENTS):
+        if position + 4 > len(data) or data[position] != 0xFF:
+            raise JpegError("broken segments")
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        length = data[position + 2] << 8 | data[position + 3]
+        if length < 2 or position + 2 + length > len(data):
+            raise JpegError("broken segments")
+        if marker in _FRAME_HEADERS:
+            if length < 8:
+                raise JpegError("broken frame header")
+            at = position + 5
+            height, width = data[at] << 8 | data[at + 1], data[at + 2] << 8 | data[at + 3]
+            if not (width and height):
+                raise JpegError("no size")
+            size = (width, height)
+        elif marker == _SCAN:
+            if size is None:
+                raise JpegError("no frame header")
+            return size
+        position += 2 + length
+    raise JpegError("too many segments")
