@@ -1,4 +1,4 @@
-"""Command lines from dataclasses (tyro), YAML files that fill the same dataclasses, plain errors."""
+"""Command lines from dataclasses (tyro), YAML files for the same dataclasses, plain errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 import yaml
 
-__all__ = ["ConfigError", "fail", "from_mapping", "load_yaml", "parse"]
+__all__ = ["ConfigError", "fail", "from_mapping", "load_yaml", "parse", "read"]
 
 T = TypeVar("T")
 _MAX_CONFIG_BYTES = 1 << 20
@@ -34,32 +34,47 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def parse(options: type[T], args: Sequence[str] | None = None) -> T:
-    """Parse the command line into `options`, a dataclass; exits with 2 and one line if it cannot.
+    """Read the command line into `options`, a dataclass; exits with 2 and one line if it cannot."""
+    try:
+        return read(options, args)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def read(options: type[T], args: Sequence[str] | None = None) -> T:
+    """Read the command line into `options`, a dataclass; ConfigError with one line if it cannot.
 
     Where the dataclass has a field `config`, the YAML file it names is read first and the other
-    options on the command line win over it.
+    options on the command line win over it. `--help` prints the help and exits with 0.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    default: Any = None
-    if any(field.name == "config" for field in dataclasses.fields(options)):  # type: ignore[arg-type]
-        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--config", nargs="?")
-        named = finder.parse_known_args(arguments)[0].config
-        if named:
-            try:
-                default = from_mapping(options, load_yaml(Path(named)), named)
-            except ConfigError as error:
-                fail(str(error))
-    stderr = io.StringIO()
+    default = _from_config(options, arguments)
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr):
-            if default is not None:
-                return tyro.cli(options, args=arguments, default=default)
-            return tyro.cli(options, args=arguments)
+        with contextlib.redirect_stderr(said):
+            given: T = tyro.cli(
+                options,
+                args=arguments,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+            return given
     except SystemExit as leaving:
-        if leaving.code in (0, None):
+        if not leaving.code:
             raise
-        fail(_one_line(stderr.getvalue()))
+        raise ConfigError(_one_line(said.getvalue())) from None
+    except ValueError as error:  # raised by the dataclass itself
+        raise ConfigError(str(error)) from None
+
+
+def _from_config(options: type[T], arguments: Sequence[str]) -> T | None:
+    """The defaults that a YAML file on the command line gives."""
+    if all(field.name != "config" for field in dataclasses.fields(options)):  # type: ignore[arg-type]
+        return None
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", nargs="?")
+    named = finder.parse_known_args(arguments)[0].config
+    return from_mapping(options, load_yaml(Path(named)), named) if named else None
 
 
 def _one_line(box: str) -> str:
@@ -153,7 +168,7 @@ def _convert_plain(hint: Any, value: Any, where: str) -> Any:
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint):
-        if hint is bool or not isinstance(value, bool):
-            return value
+    fits = isinstance(hint, type) and isinstance(value, hint)
+    if fits and (hint is bool or not isinstance(value, bool)):
+        return value
     raise ConfigError(f"{where}: {getattr(hint, '__name__', hint)} expected, not {value!r}")

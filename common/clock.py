@@ -18,6 +18,7 @@ from statistics import median_low
 __all__ = ["ClockOffset", "RateMeter", "Tick", "Ticker", "now", "to_now", "wall"]
 
 _STEP_LASTS_S = 0.3
+_LATEST_S = 10.0
 _ANCHOR = time.time() - time.monotonic()
 _WINDOW_MESSAGES = 4096  # over 30 s at 100 messages a second, with every delay above the last
 
@@ -96,8 +97,9 @@ class ClockOffset:
     NTP's clock filter, RFC 5905 section 10, with one direction only); the mean would add the
     network's mean delay and follow its jitter. The window lets it follow a drifting clock.
 
-    A lone difference far from the rest is a broken stamp and is refused; a run of them that agree
-    among themselves is a clock that was set, and the estimate starts again from them.
+    A lone difference far from the rest is a broken stamp and is refused (or, when it is up to 10 s
+    late, a late message: believed, but not for the clock); a run of them that agree among
+    themselves is a clock that was set, and the estimate starts again from them.
     """
 
     def __init__(
@@ -164,8 +166,11 @@ class ClockOffset:
             len(self._suspects) < max(self._calibrate_after // 2, 5)
             or arrival - self._suspected_at < _STEP_LASTS_S
         ):
-            self.refused += 1
-            return False
+            # One that seems to come from the future has a broken stamp. One that seems late may
+            # be just that: it is good for what it holds, and says nothing of the clock.
+            believed = 0.0 < difference - (self.offset_s or 0.0) <= _LATEST_S
+            self.refused += not believed
+            return believed
         self.offset_s = min(self._suspects)
         self._window.clear()
         self._window.append((arrival, self.offset_s))

@@ -259,7 +259,8 @@ def test_a_clock_that_is_set(delays: Delays, step_s: float) -> None:
     session = Session(delays, lambda t: np.where(t < 30.0, 2.0, 2.0 + step_s))
     believed, errors = session.run(estimator := ClockOffset())
     assert estimator.steps == 1
-    assert not believed[3000:3020].any()  # the first may be broken stamps
+    late = 0 < step_s <= 10  # or these messages are just late: believed, not for the clock
+    assert believed[3000:3020].all() if late else not believed[3000:3020].any()
     assert believed[3035:].all()
     assert np.abs(errors[3035:]).max() < 0.003
     assert np.abs(errors[-500:]).max() < 0.0006
@@ -305,8 +306,9 @@ def test_a_burst_after_a_stall_is_no_step() -> None:
     session = Session(exponential, constant(0.75), seconds=30.0)
     stalled = slice(1000, 1100)
     session.arrivals[stalled] = session.arrivals[1100]
-    _, errors = session.run(estimator := ClockOffset())
+    believed, errors = session.run(estimator := ClockOffset())
     assert estimator.steps == 0
+    assert believed.all()  # late, not broken
     assert np.abs(errors[50:]).max() < 0.002
 
 

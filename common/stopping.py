@@ -1,0 +1,49 @@
+"""How a program is asked to stop: Ctrl+C, SIGTERM, or its time is up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+__all__ = ["stopping"]
+
+_IMPATIENT_S = 3.0
+
+
+@contextlib.contextmanager
+def stopping(duration_s: float | None = None) -> Iterator[threading.Event]:
+    """An event that is set by Ctrl+C, by SIGTERM and, where given, after `duration_s`.
+
+    Asked a second time, more than 3 s later, the program ends at once with code 130. To be used in
+    the main thread. The handlers do nothing: Python's own wake-up byte reaches a thread that sets
+    the event. Set from a handler, it could deadlock with the main thread inside that event's wait.
+    """
+    stop = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        since = 0.0
+        while reader.recv(1):
+            if stop.is_set() and time.monotonic() - since > _IMPATIENT_S:
+                os._exit(130)  # asked again, and something does not let go
+            since = since or time.monotonic()
+            stop.set()
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    timer = threading.Timer(duration_s or 0.0, stop.set)
+    timer.daemon = True
+    if duration_s is not None:
+        timer.start()
+    try:
+        yield stop
+    finally:
+        timer.cancel()
