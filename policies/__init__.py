@@ -1,0 +1,1 @@
+"""Policies: what computes features and actions; it knows no socket and no thread."""
