@@ -1,0 +1,1 @@
+"""Programs on the robot's side of the wire, and the drivers of its devices."""

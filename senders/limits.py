@@ -1,0 +1,151 @@
+"""The limits that a robot sender applies to every motion, whatever the receiver asks for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.kinematics import MECA500, ArmGeometry
+
+__all__ = ["MotionLimits", "StepLimiter", "wrap_deg"]
+
+_POSE_SPEED_MM_S = 250.0
+"""The reduced speed at which people may be near a robot (ISO 10218-1)."""
+_POSE_SPEED_DEG_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class MotionLimits:
+    """What an arm may be told.
+
+    Attributes:
+        joint_min_deg: (6,) lowest joint targets.
+        joint_max_deg: (6,) highest joint targets.
+        joint_speed_deg_s: (6,) fastest a joint target may move.
+        max_step_deg: degrees a joint target may move in one control tick, at any tick rate.
+        pose_min_mm: (3,) corner of the box that the flange stays in.
+        pose_max_mm: (3,) the opposite corner.
+        pose_speed_mm_s: fastest the target may move along x, y or z.
+        pose_speed_deg_s: fastest a target's Euler angle may turn.
+        max_step_mm: millimetres along x, y or z in one control tick.
+        lead_s: how far, in seconds at full speed, a target may run ahead of the measured state:
+            an arm that is stuck is not sent further and further away.
+    """
+
+    joint_min_deg: tuple[float, ...]
+    joint_max_deg: tuple[float, ...]
+    joint_speed_deg_s: tuple[float, ...]
+    max_step_deg: float = 2.0
+    pose_min_mm: tuple[float, ...] = (-math.inf,) * 3
+    pose_max_mm: tuple[float, ...] = (math.inf,) * 3
+    pose_speed_mm_s: float = 0.5 * _POSE_SPEED_MM_S
+    pose_speed_deg_s: float = 0.5 * _POSE_SPEED_DEG_S
+    max_step_mm: float = 2.0
+    lead_s: float = 0.25
+
+    @classmethod
+    def of_arm(cls, arm: ArmGeometry = MECA500, speed_scale: float = 0.5) -> MotionLimits:
+        """An arm's own ranges, and a fraction of its speeds; the box is the arm's reach."""
+        reach = arm.a2_mm + math.hypot(arm.a3_mm, arm.d4_mm) + arm.d6_mm
+        return cls(
+            joint_min_deg=arm.joint_min_deg,
+            joint_max_deg=arm.joint_max_deg,
+            joint_speed_deg_s=tuple(speed_scale * speed for speed in arm.joint_speed_deg_s),
+            pose_min_mm=(-reach, -reach, arm.d1_mm - reach),
+            pose_max_mm=(reach, reach, arm.d1_mm + reach),
+            pose_speed_mm_s=speed_scale * _POSE_SPEED_MM_S,
+            pose_speed_deg_s=speed_scale * _POSE_SPEED_DEG_S,
+        )
+
+    def joints(self, control_hz: float) -> StepLimiter:
+        """The limits of joint targets that are sent `control_hz` times a second."""
+        speed = np.array(self.joint_speed_deg_s)
+        return StepLimiter(
+            low=np.array(self.joint_min_deg),
+            high=np.array(self.joint_max_deg),
+            step=np.minimum(speed / control_hz, self.max_step_deg),
+            lead=speed * self.lead_s,
+            turns=np.zeros(6, bool),
+        )
+
+    def pose(self, control_hz: float) -> StepLimiter:
+        """The limits of pose targets that are sent `control_hz` times a second."""
+        speed = np.array([self.pose_speed_mm_s] * 3 + [self.pose_speed_deg_s] * 3)
+        largest = np.array([self.max_step_mm] * 3 + [self.max_step_deg] * 3)
+        return StepLimiter(
+            low=np.array([*self.pose_min_mm, *[-math.inf] * 3]),
+            high=np.array([*self.pose_max_mm, *[math.inf] * 3]),
+            step=np.minimum(speed / control_hz, largest),
+            lead=speed * self.lead_s,
+            turns=np.array([False] * 3 + [True] * 3),
+        )
+
+
+def wrap_deg(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Degrees brought into [-180, 180)."""
+    wrapped: NDArray[np.float64] = (angle + 180.0) % 360.0 - 180.0
+    return wrapped
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimiter:
+    """Limits on six values at one control rate.
+
+    Attributes:
+        low: (6,) lowest values.
+        high: (6,) highest values.
+        step: (6,) largest change in one tick.
+        lead: (6,) how far a target may be from what is measured.
+        turns: (6,) whether a value is an angle for which 180 and -180 are the same.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    step: NDArray[np.float64]
+    lead: NDArray[np.float64]
+    turns: NDArray[np.bool_]
+
+    def difference(
+        self, to: NDArray[np.float64], start: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """From `start` to `to` (6,), angles the short way round."""
+        change: NDArray[np.float64] = to - start
+        return np.where(self.turns, wrap_deg(change), change)
+
+    def reference(
+        self, commanded: NDArray[np.float64] | None, measured: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Where the next move starts (6,): the commanded target, near what is measured.
+
+        A target that runs ahead of a slow robot is brought back to `lead`. One that is elsewhere
+        altogether (the robot was moved; its Euler angles flipped) is given up for the measured.
+        """
+        if commanded is None:
+            return measured
+        ahead = self.difference(commanded, measured)
+        near = np.clip(ahead, -self.lead, self.lead)
+        if (np.abs(ahead - near) > 2 * self.step).any():
+            return measured
+        start: NDArray[np.float64] = measured + near
+        return start
+
+    def next(
+        self,
+        wanted: NDArray[np.float64],
+        commanded: NDArray[np.float64] | None,
+        measured: NDArray[np.float64],
+    ) -> NDArray[np.float64] | None:
+        """The next target (6,) on the way to `wanted`; None when the robot is out of its range.
+
+        It is within `step` of `reference`, which is the last commanded target as long as the
+        robot follows.
+        """
+        start = self.reference(commanded, measured)
+        if (np.abs(np.clip(start, self.low, self.high) - start) > self.step).any():
+            return None
+        move = np.clip(self.difference(wanted, start), -self.step, self.step)
+        target = np.clip(start + move, self.low, self.high)
+        return np.where(self.turns, wrap_deg(target), target)
