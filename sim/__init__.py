@@ -1,0 +1,1 @@
+"""The simulated insertion rig: physics, pictures, and drivers that stand in for devices."""

@@ -1,0 +1,262 @@
+"""The simulated rig as a process of its own, in step with the wall clock.
+
+    python sim/rig_server.py --seed 0
+
+Publishes its state at 260 Hz and takes commands; cameras, robot and force sensor of `sim.drivers`
+connect to it as if they were devices.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import tyro
+import zmq
+
+from common import cli
+from common.clock import Tick, Ticker, wall
+from common.endpoints import RIG_COMMAND, RIG_STATE, address
+from common.stopping import stopping
+from sim.layout import RigConfig
+from sim.messages import MAX_COMMAND_BYTES, Command, RigState, decode_command, encode_state
+from sim.rig import InsertionRig, Reading
+from sim.trace import Trace
+
+__all__ = ["RigServer", "ServerOptions", "main"]
+
+_SUBSTEPS = 5  # 1300 Hz of physics, 260 Hz of states
+_SAMPLE_EVERY = 2  # the force sensor samples at 650 Hz
+_MAX_BEHIND_S = 0.1
+_REPORT_S = 5.0
+# The wall clock may be set while this runs; smaller corrections stay out of the sample times.
+_CLOCK_STEP_S = 0.005
+
+
+@dataclass
+class ServerOptions:
+    """Run the simulated insertion rig; senders use it with `--driver sim`."""
+
+    # What the port's place is drawn from.
+    seed: int = 0
+    # Address to bind; 0.0.0.0 for drivers on other machines.
+    host: str = "127.0.0.1"
+    state_port: int = RIG_STATE.port
+    command_port: int = RIG_COMMAND.port
+    # Stop after so many seconds; 0 runs until interrupted.
+    duration: float = 0.0
+    # Write a CSV of the motion at 100 Hz.
+    trace: Path | None = None
+    # Start another episode, with the next seed, every so many seconds; 0 never does.
+    episode_s: float = 0.0
+    # The rig itself.
+    rig: tyro.conf.OmitArgPrefixes[RigConfig] = field(default_factory=RigConfig)
+
+
+class RigServer:
+    """Steps the rig with the clock, publishes what it measures, does what it is told."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        """Build the rig and bind its two sockets; raises zmq.ZMQError when a port is in use."""
+        self.options = options
+        self.rig = InsertionRig(options.rig, options.seed)
+        self._run_id = int.from_bytes(os.urandom(3), "little")
+        self._context = zmq.Context()
+        self._states = self._context.socket(zmq.PUB)
+        self._commands = self._context.socket(zmq.PULL)
+        try:
+            self._states.set(zmq.SNDHWM, RIG_STATE.hwm)
+            self._commands.set(zmq.RCVHWM, RIG_COMMAND.hwm)
+            self._commands.set(zmq.MAXMSGSIZE, MAX_COMMAND_BYTES)
+            for socket in (self._states, self._commands):
+                socket.set(zmq.LINGER, 0)
+                socket.set(zmq.IPV6, 1 if ":" in options.host else 0)
+            self._states.bind(address(options.host, options.state_port))
+            self._commands.bind(address(options.host, options.command_port))
+            self._trace = Trace(options.trace) if options.trace else None
+        except (zmq.ZMQError, OSError):
+            self._context.destroy(linger=0)
+            raise
+        self.ticks = self.slips = self.bad_commands = self.commands = 0
+        self._done = -1  # index of the last tick that was simulated
+        self._substep = 0
+        self._clock_offset_s = wall() - time.monotonic()
+        self._episode_began = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Run until `stop` is set or the time is up."""
+        tick_hz = self.options.rig.physics_hz / _SUBSTEPS
+        began = reported = time.monotonic()
+        reported_ticks, reported_sim = 0, 0
+        self._episode_began = began
+        try:
+            for tick in Ticker(tick_hz).ticks(stop):
+                self._take_commands(tick.deadline)
+                self._advance(tick, 1.0 / tick_hz)
+                if self.options.duration and tick.deadline - began >= self.options.duration:
+                    break
+                if tick.deadline - reported >= _REPORT_S:
+                    span = tick.deadline - reported
+                    rate = (self.ticks - reported_ticks) / span
+                    pace = (self._substep - reported_sim) * self.rig.timestep_s / span
+                    print(
+                        f"rig: {rate:.0f} states/s, {pace:.3f} of real time, {self.slips} slips, "
+                        f"episode {self.rig.episode}, {self.commands} commands "
+                        f"({self.bad_commands} bad)",
+                        flush=True,
+                    )
+                    reported, reported_ticks = tick.deadline, self.ticks
+                    reported_sim = self._substep
+        finally:
+            self.close()
+        span = max(time.monotonic() - began, 1e-9)
+        print(
+            f"rig: stopped after {span:.1f} s: {self.ticks} states "
+            f"({self.ticks / span:.0f}/s), {self.slips} slips, {self.rig.episode + 1} episodes, "
+            f"{self.commands} commands ({self.bad_commands} bad)",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Close the sockets and the trace; safe to call twice."""
+        self._context.destroy(linger=0)
+        if self._trace:
+            self._trace.close()
+
+    def _take_commands(self, monotonic_s: float) -> None:
+        """Do what the commands that wait say; of those that move the arm only the newest."""
+        newest: Command | None = None
+        # A bounded number: a sender that floods cannot hold up the physics.
+        for _ in range(2 * RIG_COMMAND.hwm):
+            try:
+                frames = self._commands.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                if len(frames) != 1:
+                    raise ValueError("a command is one frame")
+                command = decode_command(frames[0])
+            except ValueError:
+                self.bad_commands += 1
+                continue
+            self.commands += 1
+            if command.kind == "reset":
+                self._reset(command.seed, monotonic_s)
+                newest = None  # meant for the episode that is over
+            else:
+                newest = command
+        if newest is not None:
+            try:
+                self._do(newest)
+            except ValueError:
+                self.bad_commands += 1
+        every = self.options.episode_s
+        if every and monotonic_s - self._episode_began >= every:
+            self._reset((self.rig.seed + 1) % 2**31, monotonic_s)
+
+    def _do(self, command: Command) -> None:
+        if command.kind == "hold" or command.values is None:
+            self.rig.hold()
+        elif command.kind == "joints":
+            self.rig.command_joints(command.values)
+        else:
+            self.rig.command_pose(command.values)
+
+    def _reset(self, seed: int, monotonic_s: float) -> None:
+        self.rig.reset(seed)
+        self._episode_began = monotonic_s
+
+    def _advance(self, tick: Tick, period_s: float) -> None:
+        """Simulate up to a tick's deadline and publish the state reached.
+
+        A little lost time is made up for in one go and one message; more than 0.1 s is left out
+        and counted, as a device that was stopped would.
+        """
+        behind = tick.index - self._done
+        if (behind - 1) * period_s > _MAX_BEHIND_S:
+            self.slips += 1
+            behind = 1
+        self._done = tick.index
+        offset = wall() - time.monotonic()
+        if abs(offset - self._clock_offset_s) > _CLOCK_STEP_S:
+            self._clock_offset_s = offset
+        at = tick.deadline + self._clock_offset_s
+        samples: list[tuple[float, float, float]] = []
+        left = behind * _SUBSTEPS
+        reading: Reading | None = None
+        while left:
+            # Up to the next sample, or to the tick's end.
+            span = min(_SAMPLE_EVERY - self._substep % _SAMPLE_EVERY, left)
+            self.rig.step(span)
+            self._substep += span
+            left -= span
+            reading = None
+            if self._substep % _SAMPLE_EVERY == 0:
+                reading = self.rig.read()
+                sampled_at = at - left * self.rig.timestep_s
+                samples.append((sampled_at, reading.force_n, reading.distance_mm))
+        reading = reading or self.rig.read()
+        self._publish(at, reading, samples)
+        if self._trace:
+            self._trace.add(at, self.rig.joints_deg, reading, self.rig.episode)
+
+    def _publish(
+        self, at: float, reading: Reading, samples: list[tuple[float, float, float]]
+    ) -> None:
+        rig = self.rig
+        state = RigState(
+            seq=self.ticks,
+            run=self._run_id,
+            time=at,
+            sim_time_s=reading.time_s,
+            episode=rig.episode,
+            seed=rig.seed,
+            config=rig.config,
+            qpos=rig.data.qpos,
+            pose=rig.pose,
+            force_n=reading.force_n,
+            samples=np.array(samples, dtype=np.float64),
+        )
+        # A PUB never waits: what a slow subscriber cannot take is dropped for that one.
+        self._states.send_multipart([RIG_STATE.topic, encode_state(state)], zmq.NOBLOCK)
+        self.ticks += 1
+
+
+def main(options: ServerOptions) -> int:
+    """Run the rig; the exit code: 0 after a clean stop, 2 when it could not start."""
+    if not 0 <= options.seed < 2**31:
+        print("rig: --seed must be within 0 to 2147483647", file=sys.stderr)
+        return 2
+    try:
+        server = RigServer(options)
+    except zmq.ZMQError as error:
+        print(
+            f"rig: cannot bind {address(options.host, options.state_port)} and "
+            f"{options.command_port}: {error.strerror}; is another rig running? "
+            "(--state-port, --command-port)",
+            file=sys.stderr,
+        )
+        return 2
+    except OSError as error:
+        print(f"rig: cannot write the trace: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"rig: state at {address(options.host, options.state_port)}, commands at "
+        f"{address(options.host, options.command_port)}, seed {options.seed}",
+        flush=True,
+    )
+    with stopping() as stop:
+        server.run(stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(cli.parse(ServerOptions)))
