@@ -1,0 +1,1 @@
+"""The wire in, a slow loop and a fast loop, actions out."""

@@ -1,0 +1,53 @@
+"""Lines typed while the receiver runs: `task TEXT` changes the instruction."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+import threading
+
+from receiver.threads import Latest
+
+__all__ = ["listen"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_LONGEST = 2000
+
+
+def _obey(line: str, task: Latest[str]) -> None:
+    word, _, text = line.strip().partition(" ")
+    if not word:
+        return
+    if word != "task" or not text.strip():
+        logger.warning("not understood: %.60r; `task TEXT` changes the instruction", line.strip())
+    elif len(text) > _LONGEST:
+        logger.warning("an instruction of over %d characters is refused", _LONGEST)
+    else:
+        task.put(text.strip())
+        logger.info("task is now: %s", text.strip())
+
+
+def listen(task: Latest[str], stop: threading.Event) -> None:
+    """Obey lines from stdin until it ends or `stop` is set."""
+    try:
+        source = sys.stdin.fileno()
+    except (AttributeError, ValueError, OSError):
+        return  # no stdin: nothing to listen to
+    pending = b""
+    while not stop.is_set():
+        try:
+            if not select.select([source], [], [], _POLL_S)[0]:
+                continue
+            data = os.read(source, 4096)
+        except OSError:
+            return  # a terminal that went away
+        if not data:
+            return
+        *whole, pending = (pending + data).split(b"\n")
+        pending = pending[-2 * _LONGEST :]
+        for line in whole:
+            _obey(line.decode("utf-8", "replace"), task)

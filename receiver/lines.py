@@ -1,0 +1,75 @@
+"""The lines the receiver prints, in the form that existing log readers expect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+__all__ = ["action", "hold", "status", "vl_update", "waiting"]
+
+
+def vl_update(number: int, duration_s: float) -> str:
+    """A slow pass ended."""
+    return f"[VL Update #{number}] Completed in {duration_s * 1e3:.0f}ms"
+
+
+def action(
+    number: int,
+    use: int,
+    reuse: int,
+    first_row: Sequence[float],
+    duration_s: float,
+    samples: int,
+    window: int,
+) -> str:
+    """An action was published. `use` above `reuse` says that the next features are late."""
+    values = ", ".join(f"{value:.3f}" for value in first_row[:3])
+    return (
+        f"[ACTION #{number}] VL_reuse={use}/{reuse} | Actions[0]: [{values}, ...]"
+        f" | Time: {duration_s * 1e3:.1f}ms | Sensor: {samples}/{window}"
+    )
+
+
+def hold(reason: str) -> str:
+    """The output went on hold."""
+    return f"[HOLD] {reason}"
+
+
+def waiting(
+    features: bool, images: int, views: int, samples: int, window: int, robot: bool | None
+) -> str:
+    """Something that inference needs is not there yet; `robot` None when it is not required."""
+    line = (
+        f"[WAIT] VL Features: {features} | Images: {images == views} ({images}/{views})"
+        f" | Sensor: {2 * samples >= window} ({samples}/{window})"
+    )
+    return line if robot is None else f"{line} | Robot: {robot}"
+
+
+def status(
+    *,
+    updates: int,
+    vl_mean_s: float,
+    actions: int,
+    action_mean_s: float,
+    frames: Mapping[str, int],
+    samples: int,
+    window: int,
+    joints: Sequence[float] | None,
+    pose: Sequence[float] | None,
+) -> list[str]:
+    """The lines of the status block."""
+    images = ", ".join(f"{view}:{count}" for view, count in frames.items())
+    robot = (
+        f"Robot: J1={joints[0]:.2f}°, Px={pose[0]:.2f}mm"
+        if joints is not None and pose is not None
+        else "Robot: none"
+    )
+    return [
+        f"--- Status ({time.strftime('%H:%M:%S')}) ---",
+        f"VL Updates: {updates} | VL avg: {vl_mean_s * 1e3:.0f}ms",
+        f"Actions: {actions} | Action avg: {action_mean_s * 1e3:.1f}ms",
+        f"Images recv: {images}",
+        f"Sensor buffer: {samples}/{window}",
+        robot,
+    ]

@@ -1,0 +1,178 @@
+"""The receiver: three sensor streams in, a slow loop and a fast loop, actions out.
+
+python receiver/main.py --checkpoint PATH --vl-reuse 4
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Run as a file: import the project from this checkout, and nothing from this folder.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.live import Live
+
+from common import cli
+from common.stopping import stopping
+from policies.base import ActionChunk, DualRatePolicy, PolicyError
+from receiver import control
+from receiver.console import Console
+from receiver.inputs import InputError
+from receiver.options import ReceiverOptions
+from receiver.priority import this_process_first
+from receiver.results import ResultsWriter
+from receiver.runtime import Runtime
+from receiver.status import banner, draw, status_lines, waiting_line
+from receiver.summary import summarize, write_json
+from receiver.threads import Worker
+
+logger = logging.getLogger(__name__)
+
+_STATUS_S = 2.0
+_DRAW_S = 0.25
+_TICK_S = 0.1
+
+
+def main() -> int:
+    """Parse, build, run, stop; the exit code."""
+    options = cli.parse(ReceiverOptions)
+    if options.save_data:
+        cli.fail("--save-data: this version does not record sessions yet; run without it")
+    results = _results(options)
+    policy = _policy(options)
+    live = sys.stdout.isatty() and not options.plain
+    console = Console(live)
+    with stopping() as stop:
+        try:
+            run = Runtime(options, policy, results, console, stop)
+        except InputError as error:
+            console.close()
+            cli.fail(
+                f"{error}; is another receiver running, or is another port meant (--ports)?", 1
+            )
+        for line in banner(options, policy.spec):
+            logger.info(line)
+        # A thread that wakes up waits for this long for one that computes: the default is 5 ms.
+        sys.setswitchinterval(0.0005)
+        before_others = this_process_first()
+        run.start()
+        _say_priority(before_others)
+        Worker("control", lambda: control.listen(run.task, stop), lambda _: None).start()
+        try:
+            if live:
+                _show(run)
+            else:
+                _print(run)
+        finally:
+            run.close()
+            code = _finish(run)
+            console.close()
+    return code
+
+
+def _say_priority(before_others: bool) -> None:
+    if before_others:
+        logger.info("Scheduling: before other programs, the fast loop in real time if permitted")
+    else:
+        logger.info(
+            "Scheduling: like any other program; to be put before others, start it as root or "
+            "allow it with `ulimit -e 30 -r 10` (limits.conf: nice, rtprio)"
+        )
+
+
+def _results(options: ReceiverOptions) -> ResultsWriter:
+    try:
+        return ResultsWriter(options.output_dir)
+    except OSError as error:
+        cli.fail(f"--output-dir {options.output_dir}: {error.strerror}; name a folder to write to")
+
+
+def _policy(options: ReceiverOptions) -> DualRatePolicy:
+    # Weights and tokenizers come from disk: nothing is asked of a hub while a robot waits.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import torch
+
+        from policies.qwen_vla import load_policy
+    except ModuleNotFoundError as error:
+        cli.fail(f"{error.name} is missing: pip install '.[receiver]'")
+    threads = options.torch_threads or max((os.cpu_count() or 2) // 2, 1)
+    torch.set_num_threads(threads)
+    try:
+        policy = load_policy(
+            options.checkpoint,
+            device=options.device,
+            dtype=options.dtype,
+            fusion=options.fusion,
+            backbone=options.backbone,
+        )
+    except PolicyError as error:
+        cli.fail(str(error))
+    if policy.spec.sensor_window and policy.spec.sensor_channels != options.aline_length + 1:
+        cli.fail(
+            f"the policy takes {policy.spec.sensor_channels} sensor channels, but --aline-length "
+            f"{options.aline_length} gives {options.aline_length + 1}"
+        )
+    _warm_up(policy)
+    return policy
+
+
+def _warm_up(policy: DualRatePolicy) -> None:
+    """Run both halves once: the first pass allocates and compiles what later ones reuse."""
+    import numpy as np
+
+    spec = policy.spec
+    width, height = spec.image_size
+    black = np.zeros((height, width, 3), np.uint8)
+    features = policy.encode(dict.fromkeys(spec.views, black), spec.task)
+    previous: ActionChunk | None = None
+    for samples in (spec.sensor_window // 2, spec.sensor_window):
+        sensor = np.zeros((samples, spec.sensor_channels), np.float32) if samples else None
+        previous = policy.act(features, sensor, None, previous)
+
+
+def _print(run: Runtime) -> None:
+    due = time.monotonic()
+    while not run.wait(_TICK_S):
+        if time.monotonic() < due:
+            continue
+        due += _STATUS_S
+        for line in status_lines(run) if run.started else [waiting_line(run)]:
+            logger.info(line)
+
+
+def _show(run: Runtime) -> None:
+    with Live(draw(run), auto_refresh=False, screen=False, transient=False) as live:
+        while not run.wait(_DRAW_S):
+            live.update(draw(run), refresh=True)
+
+
+def _finish(run: Runtime) -> int:
+    summary = summarize(run)
+    if not run.started:
+        logger.warning("stopped before inference started: %s", waiting_line(run))
+    for folder in run.results.folders:
+        logger.info("inference results: %s", folder)
+    if run.options.summary:
+        try:
+            write_json(summary, run.options.summary)
+            logger.info("summary: %s", run.options.summary)
+        except OSError as error:
+            logger.error("--summary %s cannot be written: %s", run.options.summary, error.strerror)
+            return 1
+    if run.failure:
+        logger.error("stopped: %s", run.failure)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # Ctrl+C while the policy is being loaded: nothing to stop yet
+        sys.exit(130)

@@ -1,0 +1,180 @@
+"""What a receiver can be told, on the command line or in a YAML file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from common import endpoints
+from common.kinematics import MECA500
+from common.wire import ALINE_LENGTH
+
+__all__ = ["Limits", "Ports", "ReceiverOptions", "StaleAfter"]
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the streams come in and the actions go out."""
+
+    camera: int = endpoints.CAMERA.port
+    """TCP port that cameras push to."""
+    robot: int = endpoints.ROBOT.port
+    """TCP port that the robot sender publishes on."""
+    sensor: int = endpoints.SENSOR.port
+    """UDP port of the force sensor."""
+    action: int = endpoints.ACTION.port
+    """TCP port that actions are published on."""
+
+
+@dataclass(frozen=True)
+class StaleAfter:
+    """How long a stream may be silent before the output is put on hold, in seconds."""
+
+    view_s: float = 2.0
+    """Any camera view."""
+    sensor_s: float = 0.5
+    """The force sensor."""
+    robot_s: float = 0.5
+    """The robot's state."""
+    features_s: float = 2.0
+    """Age of the oldest image behind the features."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may leave towards the robot. Every command is cut down to this, or becomes a hold."""
+
+    arm: Literal["meca500", "none"] = "meca500"
+    """Geometry for the workspace box; none: the box is applied to pose commands only."""
+    joint_min_deg: tuple[float, float, float, float, float, float] = field(
+        default=MECA500.joint_min_deg  # type: ignore[assignment]
+    )
+    """Lowest joint angles."""
+    joint_max_deg: tuple[float, float, float, float, float, float] = field(
+        default=MECA500.joint_max_deg  # type: ignore[assignment]
+    )
+    """Highest joint angles."""
+    joint_speed_deg_s: tuple[float, float, float, float, float, float] = (
+        45.0,
+        45.0,
+        45.0,
+        90.0,
+        90.0,
+        90.0,
+    )
+    """Largest joint speeds."""
+    joint_step_deg: float = 5.0
+    """Largest change of a joint from one row to the next."""
+    position_speed_mm_s: float = 100.0
+    """Largest speed of the tool in pose commands."""
+    rotation_speed_deg_s: float = 90.0
+    """Largest turning speed of the tool in pose commands."""
+    workspace_min_mm: tuple[float, float, float] = (-330.0, -330.0, 0.0)
+    """One corner of the box that the tool must stay in."""
+    workspace_max_mm: tuple[float, float, float] = (330.0, 330.0, 500.0)
+    """The opposite corner."""
+    tool_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """The tool's tip in the flange's frame (z points out of the flange)."""
+    gripper_min: float = 0.0
+    """Lowest gripper value."""
+    gripper_max: float = 1.0
+    """Highest gripper value."""
+    force_n: float = 3.0
+    """Above this the output is on hold."""
+
+    def __post_init__(self) -> None:
+        """ValueError for limits that nothing can satisfy."""
+        pairs = (
+            ("joint_min_deg", "joint_max_deg"),
+            ("workspace_min_mm", "workspace_max_mm"),
+        )
+        for low, high in pairs:
+            if not all(a < b for a, b in zip(getattr(self, low), getattr(self, high), strict=True)):
+                raise ValueError(f"limits: {low} must be below {high}")
+        if not self.gripper_min < self.gripper_max:
+            raise ValueError("limits: gripper_min must be below gripper_max")
+        positive = (*self.joint_speed_deg_s, self.joint_step_deg, self.position_speed_mm_s)
+        if not all(0 < v < math.inf for v in (*positive, self.rotation_speed_deg_s, self.force_n)):
+            raise ValueError("limits: speeds, steps and the force must be above 0")
+
+
+RIG_VIEWS = {
+    "41182735": "View1",
+    "49429257": "View2",
+    "44377151": "View3",
+    "49045152": "View4",
+    "OAK": "View5",
+}
+"""The known rig: four ZED cameras by serial number and an OAK."""
+
+
+@dataclass(frozen=True)
+class ReceiverOptions:
+    """Receive the sensor streams, think slowly, act fast: inference on a robot in real time."""
+
+    checkpoint: str
+    """A trained policy: a directory of this project's, or a .pt of the existing rigs."""
+    vl_reuse: int = 4
+    """A vision-language feature serves this many actions before a newer one is due."""
+    save_data: bool = False
+    """Record the session (not in this version: refused)."""
+    robot_ip: str = "localhost"
+    """Where the robot sender publishes."""
+    task: str | None = None
+    """The instruction. While running, type `task TEXT` and Enter to change it. Default: the
+    checkpoint's own."""
+    action_hz: float = 10.0
+    """The fast loop's clock."""
+    output_dir: Path = Path()
+    """Where session folders are made."""
+    duration: float | None = None
+    """Stop cleanly after this many seconds of inference. Default: until Ctrl+C."""
+    summary: Path | None = None
+    """Write the run summary here, as JSON."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the weights; auto: bfloat16 on a GPU, float32 on a CPU."""
+    fusion: Literal["concat", "cross_attention", "gated", "none"] | None = None
+    """How features and sensor are joined. Default: the checkpoint's."""
+    backbone: str | None = None
+    """Hugging Face folder or id of the backbone, for a checkpoint that does not hold it."""
+    config: Path | None = None
+    """YAML file with any of these options; the command line wins over it."""
+    plain: bool = False
+    """Plain lines even on a terminal."""
+    bind: str = "*"
+    """Address to listen on; * for every interface."""
+    robot_required: bool = True
+    """Wait for the robot, and hold while it is silent. Without it, with no robot state, inference
+    runs and every action is published as a hold."""
+    sensor_hz: float = endpoints.SENSOR.rate_hz
+    """Rate of the force sensor, to count lost samples by."""
+    aline_length: int = ALINE_LENGTH
+    """Values in an A-scan."""
+    torch_threads: int = 0
+    """Threads of PyTorch on the CPU; 0: half the cores."""
+    ports: Ports = field(default_factory=Ports)
+    stale_after: StaleAfter = field(default_factory=StaleAfter)
+    limits: Limits = field(default_factory=Limits)
+    views: dict[str, str] = field(default_factory=lambda: dict(RIG_VIEWS))
+    """Camera name or ZED serial number → view."""
+
+    def __post_init__(self) -> None:
+        """ValueError for values that make no sense."""
+        # tyro fills required fields with a marker while it builds its defaults.
+        if isinstance(self.vl_reuse, int) and self.vl_reuse < 1:
+            raise ValueError(f"--vl-reuse must be at least 1, not {self.vl_reuse}")
+        if not 0 < self.action_hz <= 1000:
+            raise ValueError(f"--action-hz must be above 0 and at most 1000, not {self.action_hz}")
+        if self.duration is not None and not self.duration > 0:
+            raise ValueError(f"--duration must be above 0, not {self.duration}")
+        if not 1 <= self.aline_length <= 16_000:
+            raise ValueError("--aline-length must be 1 to 16000 so that a sample fits a datagram")
+        if not self.sensor_hz > 0:
+            raise ValueError("--sensor-hz must be above 0")
+        stale = self.stale_after
+        if not min(stale.view_s, stale.sensor_s, stale.robot_s, stale.features_s) > 0:
+            raise ValueError("the times after which a stream is stale must be above 0")

@@ -1,0 +1,105 @@
+"""Every doubt ends in hold, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.wire import CameraFrame, RobotState
+from policies.base import PolicySpec
+from receiver.commands import Guard, is_ready
+from receiver.episodes import Episode
+from receiver.features import FeatureUpdate
+from receiver.inputs import StoredFrame, StoredState
+from receiver.observation import Observation
+from receiver.options import Limits, StaleAfter
+
+NOW = 1000.0
+SPEC = PolicySpec(
+    name="test",
+    views=("View1", "View2"),
+    image_size=(64, 36),
+    sensor_window=4,
+    sensor_channels=3,
+    rows=8,
+    columns=("a",) * 7,
+    space="joint_position",
+    dt=0.1,
+    task="t",
+)
+FRAME = StoredFrame(CameraFrame("c", 1.0, b""), NOW - 0.05, NOW - 0.03)
+SEEN = Observation(
+    at=NOW,
+    frames={"View1": FRAME, "View2": FRAME},
+    sensor=np.zeros((4, 3), np.float32),
+    sensor_at=NOW - 0.01,
+    sensor_age_s=0.01,
+    robot=StoredState(RobotState(1, 1, 0, (0,) * 6, (0,) * 6), NOW - 0.02, NOW - 0.01),
+)
+UPDATE = FeatureUpdate(1, 1, None, NOW - 0.3, NOW - 0.25, NOW - 0.1, "t")
+EPISODE = Episode(1, NOW - 10)
+
+
+def guard(robot_required: bool = True) -> Guard:
+    return Guard(SPEC, StaleAfter(), Limits(), robot_required)
+
+
+def with_frame(seen: Observation, **changes: float) -> Observation:
+    return replace(seen, frames={**seen.frames, "View2": replace(FRAME, **changes)})
+
+
+def with_force(seen: Observation, force: float) -> Observation:
+    window = seen.sensor.copy()
+    window[1, 0] = force
+    return replace(seen, sensor=window)
+
+
+def test_nothing_to_hold_for() -> None:
+    assert guard().reason(SEEN, UPDATE, EPISODE) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: replace(s, robot=None), "robot silent"),
+        (lambda s: replace(s, robot=replace(s.robot, arrived_at=NOW - 0.6)), "robot silent"),
+        (lambda s: replace(s, robot=replace(s.robot, sampled_at=NOW - 0.6)), "robot state old"),
+        (lambda s: replace(s, frames={"View1": FRAME}), "View2 silent"),
+        (lambda s: with_frame(s, arrived_at=NOW - 2.1), "View2 silent"),
+        (lambda s: with_frame(s, captured_at=NOW - 2.1), "View2 old"),
+        (lambda s: replace(s, sensor_age_s=0.6), "sensor silent"),
+        (lambda s: replace(s, sensor_age_s=float("inf")), "sensor silent"),
+        (lambda s: replace(s, sensor_at=NOW - 0.6), "sensor samples old"),
+        (lambda s: replace(s, sensor=s.sensor[:1]), "sensor window not half full"),
+        (lambda s: with_force(s, 3.1), "force above its limit"),
+        (lambda s: with_force(s, -3.1), "force above its limit"),
+    ],
+)
+def test_reasons_in_the_observation(
+    change: Callable[[Observation], Observation], reason: str
+) -> None:
+    assert guard().reason(change(SEEN), UPDATE, EPISODE) == reason
+
+
+def test_reasons_in_features_and_episode() -> None:
+    assert guard().reason(SEEN, None, EPISODE) == "no features yet"
+    assert guard().reason(SEEN, replace(UPDATE, captured_at=NOW - 2.1), EPISODE) == "features old"
+    # Features of the episode before are not those of this one.
+    assert guard().reason(SEEN, UPDATE, Episode(2, NOW)) == "no features yet"
+    assert guard().reason(SEEN, UPDATE, replace(EPISODE, active=False)) == "episode ended"
+
+
+def test_without_a_required_robot_its_silence_is_no_reason() -> None:
+    assert guard(robot_required=False).reason(replace(SEEN, robot=None), UPDATE, None) == ""
+
+
+def test_start_needs_every_view_half_a_window_and_the_robot() -> None:
+    assert is_ready(SEEN, SPEC, True)
+    assert not is_ready(replace(SEEN, frames={"View1": FRAME}), SPEC, True)
+    assert not is_ready(replace(SEEN, sensor=SEEN.sensor[:1]), SPEC, True)
+    assert is_ready(replace(SEEN, sensor=SEEN.sensor[:2]), SPEC, True)
+    assert not is_ready(replace(SEEN, robot=None), SPEC, True)
+    assert is_ready(replace(SEEN, robot=None), SPEC, False)
