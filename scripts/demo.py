@@ -1,0 +1,229 @@
+"""The whole pipeline on the simulated rig: five programs, real sockets, one summary, one picture.
+
+python scripts/demo.py --duration 30
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console
+from rich.table import Table
+
+from common import cli, endpoints
+from scripts.processes import Program, start, stop_all, wait_for_any
+
+_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Run the simulated rig, its three senders and the receiver, and show what came out."""
+
+    duration: float = 30.0
+    """Seconds of inference."""
+    seed: int = 0
+    """Where the port in the eye phantom is."""
+    checkpoint: Path = Path("runs/tiny-checkpoint")
+    """The policy; the small one (random weights) is made when nothing is there."""
+    vl_reuse: int = 4
+    """Actions a vision-language feature serves."""
+    action_hz: float = 10.0
+    """The fast loop's clock."""
+    width: int = 640
+    """Pixels across a view."""
+    height: int = 360
+    """Pixels down a view."""
+    runs_dir: Path = Path("runs")
+    """Where the run's folder is made; runs_dir/latest leads to it."""
+    port_offset: int = 0
+    """Added to every port, so that two demos can run at once."""
+    plain: bool = False
+    """Plain lines instead of the live view."""
+    check: bool = False
+    """End with code 1 when a figure misses its goal."""
+
+
+def main() -> int:
+    """Make the policy if missing, run everything, show the outcome; the exit code."""
+    options = cli.parse(DemoOptions)
+    out = Console()
+    folder = _folder(options.runs_dir)
+    _ensure_checkpoint(options.checkpoint)
+    rest: list[Program] = []
+    receiver: Program | None = None
+    try:
+        rest.append(_start_rig(options, folder))
+        rest += _start_senders(options, folder)
+        receiver = _start_receiver(options, folder)
+        first = wait_for_any([receiver, *rest], options.duration + _START_S)
+        if first is not receiver and first is not None:
+            out.print(f"[red]{first.name} ended early:[/red]\n{first.last_words()}")
+    except KeyboardInterrupt:
+        # The receiver got the same Ctrl+C from the terminal and is stopping.
+        out.print("stopping …")
+    finally:
+        # The receiver first: the robot hears that it is over while its side still listens.
+        trouble = stop_all([*([receiver] if receiver else []), *rest[::-1]])
+    for line in trouble:
+        out.print(f"[red]{line}[/red]")
+    missed = _show(folder, options.seed, out)
+    return 1 if trouble or (options.check and missed) else 0
+
+
+def _folder(runs: Path) -> Path:
+    folder = (runs / time.strftime("%Y%m%d_%H%M%S")).resolve()
+    try:
+        folder.mkdir(parents=True)
+        latest = runs / "latest"
+        latest.unlink(missing_ok=True)
+        latest.symlink_to(folder.name)
+    except OSError as error:
+        cli.fail(f"--runs-dir {runs}: {error.strerror}; name a folder to write to")
+    return folder
+
+
+def _ensure_checkpoint(path: Path) -> None:
+    if (path / "config.json").exists():
+        return
+    arguments = ["scripts/make_tiny_checkpoint.py", "--out", str(path.resolve())]
+    # Random weights know no way to the port: they may stir the arm where the rig puts it.
+    arguments += ["--on-rig"]
+    if start("checkpoint", arguments).process.wait() != 0:
+        raise SystemExit(1)
+
+
+def _start_rig(options: DemoOptions, folder: Path) -> Program:
+    arguments = ["sim/rig_server.py", "--seed", str(options.seed)]
+    arguments += ["--state-port", str(endpoints.RIG_STATE.port + options.port_offset)]
+    arguments += ["--command-port", str(endpoints.RIG_COMMAND.port + options.port_offset)]
+    arguments += ["--trace", str(folder / "rig.csv")]
+    return start("rig", arguments, folder / "rig.log")
+
+
+def _start_senders(options: DemoOptions, folder: Path) -> list[Program]:
+    offset = options.port_offset
+    state, command = (e.port + offset for e in (endpoints.RIG_STATE, endpoints.RIG_COMMAND))
+    robot = ["senders/robot_sender.py", "--robot", "on", "--driver", "sim", "--accept-actions"]
+    robot += ["--port", str(endpoints.ROBOT.port + offset)]
+    robot += ["--action-port", str(endpoints.ACTION.port + offset)]
+    robot += ["--action-hz", str(options.action_hz), "--output-dir", str(folder / "Robot_Data")]
+    robot += ["--driver-options", f"state_port={state}", f"command_port={command}"]
+    cameras = ["senders/jetson_camera_sender.py", "--driver", "sim"]
+    cameras += ["--port", str(endpoints.CAMERA.port + offset)]
+    cameras += ["--width", str(options.width), "--height", str(options.height)]
+    cameras += ["--driver-options", f"state_port={state}"]
+    sensor = ["senders/force_sensor_sender.py", "--driver", "sim"]
+    sensor += [
+        "--port",
+        str(endpoints.SENSOR.port + offset),
+        "--driver-options",
+        f"state_port={state}",
+    ]
+    named = {"robot": robot, "cameras": cameras, "sensor": sensor}
+    return [
+        start(f"{name} sender", arguments, folder / f"{name}_sender.log")
+        for name, arguments in named.items()
+    ]
+
+
+def _start_receiver(options: DemoOptions, folder: Path) -> Program:
+    arguments = ["receiver/main.py", "--checkpoint", str(options.checkpoint)]
+    arguments += ["--vl-reuse", str(options.vl_reuse), "--action-hz", str(options.action_hz)]
+    arguments += ["--duration", str(options.duration), "--output-dir", str(folder)]
+    arguments += ["--summary", str(folder / "summary.json")]
+    for name in ("camera", "robot", "sensor", "action"):
+        port = getattr(endpoints, name.upper()).port + options.port_offset
+        arguments += [f"--ports.{name}", str(port)]
+    return start("receiver", [*arguments, *(["--plain"] if options.plain else [])])
+
+
+def _goals(summary: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """Name, figure, goal and whether it is met."""
+    hz, views = summary["action_hz_wanted"], summary["frames_hz"]
+    slowest = min(views.values()) if views else 0.0
+    late = summary["action_lateness_ms_p99"]
+    malformed = sum(sum(reasons.values()) for reasons in summary["malformed"].values())
+    holds = sum(summary["holds"].values())
+    age = summary["feature_age_ms_p50"]
+    rows = [
+        (
+            "actions",
+            f"{summary['action_hz']:.2f} Hz",
+            f"{hz:g} Hz ± 1%",
+            abs(summary["action_hz"] - hz) <= 0.01 * hz,
+        ),
+        ("deadlines missed", str(summary["deadline_misses"]), "0", summary["deadline_misses"] == 0),
+        (
+            "lateness p50 / p99",
+            f"{summary['action_lateness_ms_p50']:.2f} / {late:.2f} ms",
+            "p99 ≤ 5 ms",
+            late <= 5.0,
+        ),
+        (
+            "action inference p50 / p99",
+            f"{summary['action_ms_p50']:.1f} / {summary['action_ms_p99']:.1f} ms",
+            "",
+            True,
+        ),
+        (
+            "VL updates",
+            f"{summary['vl_hz']:.2f} Hz, {summary['vl_ms_mean']:.0f} ms each",
+            "≥ 2 Hz",
+            summary["vl_hz"] >= 2.0,
+        ),
+        ("feature age p50 / p99", f"{age:.0f} / {summary['feature_age_ms_p99']:.0f} ms", "", True),
+        ("slowest view", f"{slowest:.1f} frames/s", "≥ 25", slowest >= 25.0),
+        ("robot", f"{summary['robot_hz']:.1f} Hz", "100 ± 2", abs(summary["robot_hz"] - 100) <= 2),
+        (
+            "sensor",
+            f"{summary['sensor_hz']:.1f} Hz",
+            "650 Hz ± 1%",
+            abs(summary["sensor_hz"] - 650) <= 6.5,
+        ),
+        ("sensor samples lost", str(summary["sensor_lost"]), "0", summary["sensor_lost"] == 0),
+        ("malformed messages", str(malformed), "0", malformed == 0),
+        ("holds after start-up", str(holds), "0", holds == 0),
+        (
+            "memory now / peak",
+            f"{summary['rss_mb_end']:.0f} / {summary['peak_rss_mb']:.0f} MB",
+            "",
+            True,
+        ),
+    ]
+    return rows
+
+
+def _show(folder: Path, seed: int, out: Console) -> bool:
+    """Print the summary and draw the report; True when a goal was missed."""
+    path = folder / "summary.json"
+    if not path.exists():
+        out.print("[red]the receiver left no summary[/red]")
+        return True
+    summary = json.loads(path.read_text())
+    rows = _goals(summary)
+    table = Table(title=f"dualrate demo, {summary['duration_s']:.0f} s", title_style="bold")
+    for name in ("", "measured", "goal", ""):
+        table.add_column(name)
+    for name, figure, goal, met in rows:
+        mark = "" if not goal else "[green]✓[/green]" if met else "[red]✗[/red]"
+        table.add_row(name, figure, goal, mark)
+    out.print(table)
+    out.print(f"summary  {path}")
+    if summary["actions"]:
+        from scripts.report import draw_report
+
+        out.print(f"picture  {draw_report(folder, seed)}")
+    return not all(met for *_, met in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Draws a demo run: how slow and fast loop interleave, how late ticks were, what the arm did."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.gridspec import GridSpec
+from numpy.typing import NDArray
+
+from senders.drivers import DriverError
+from sim.layout import RigConfig
+from sim.rendering import RigRenderer
+from sim.rig import InsertionRig
+
+__all__ = ["draw_report"]
+
+_INK, _SLOW, _FAST, _WARM, _SOFT = "#22303c", "#8e5ea2", "#2a78b5", "#d1603d", "#c9d3db"
+_TIMELINE_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    summary: dict[str, Any]
+    actions: list[dict[str, Any]]
+    trace: dict[str, NDArray[np.float64]]
+    start: float
+
+
+def _load(folder: Path) -> _Run:
+    summary = json.loads((folder / "summary.json").read_text())
+    actions: list[dict[str, Any]] = []
+    for episode in summary["results"]:
+        for path in sorted(Path(episode).glob("inference_results_*.json")):
+            actions += json.loads(path.read_text())
+    with (folder / "rig.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    trace = {key: np.array([float(row[key]) for row in rows]) for key in (rows[0] if rows else ())}
+    return _Run(summary, actions, trace, actions[0]["deadline"])
+
+
+def _style(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(axis="y", color=_SOFT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _timeline(axes: Axes, run: _Run) -> None:
+    """A few seconds in the middle: each VL pass a bar, each action a dot on the pass it used."""
+    middle = run.actions[len(run.actions) // 2]["deadline"]
+    low = max(middle - _TIMELINE_S / 2, run.start)
+    high = low + _TIMELINE_S
+    updates = {a["vl_ready_at"]: (a["vl_update_number"], a["vl_started_at"]) for a in run.actions}
+    lanes = {}
+    for ready, (number, started) in updates.items():
+        lane = number % 2
+        lanes[ready] = lane
+        if ready >= low - 1 and started <= high:
+            axes.barh(lane, ready - started, left=started - low, height=0.36, color=_SLOW)
+            if started >= low and ready <= high:
+                axes.text(
+                    (started + ready) / 2 - low,
+                    lane + 0.25,
+                    f"#{number}",
+                    ha="center",
+                    fontsize=8,
+                    color=_SLOW,
+                )
+    for action in run.actions:
+        at = action["deadline"] - low
+        if not 0 <= at <= _TIMELINE_S:
+            continue
+        lane, ready = lanes[action["vl_ready_at"]], action["vl_ready_at"] - low
+        axes.plot([max(ready, 0.0), at], [lane, -0.9], color=_SOFT, linewidth=0.8, zorder=1)
+        axes.plot(at, -0.9, "o", color=_FAST, markersize=6)
+    axes.set_xlim(0, _TIMELINE_S)
+    axes.set_ylim(-1.3, 1.6)
+    axes.set_yticks([-0.9, 0.5], ["actions", "VL passes"])
+    _style(
+        axes,
+        "A slow mind and a fast hand: which features each action used",
+        f"seconds ({_TIMELINE_S:g} s from the middle of the run)",
+        "",
+    )
+    axes.grid(visible=False)
+
+
+def _lateness(axes: Axes, run: _Run) -> None:
+    late = np.array([a["lateness_ms"] for a in run.actions])
+    edges = np.geomspace(0.02, max(20.0, float(late.max()) * 1.1), 40)
+    axes.hist(np.clip(late, edges[0], None), bins=edges.tolist(), color=_FAST)
+    axes.set_xscale("log")
+    axes.set_xticks([0.03, 0.1, 0.3, 1, 3, 10], ["0.03", "0.1", "0.3", "1", "3", "10"])
+    p50, p99 = run.summary["action_lateness_ms_p50"], run.summary["action_lateness_ms_p99"]
+    for value, name, color in ((p50, "p50", _INK), (p99, "p99", _WARM)):
+        axes.axvline(
+            value, color=color, linewidth=1.4, linestyle="--", label=f"{name} {value:.2f} ms"
+        )
+    axes.legend(frameon=False, fontsize=9)
+    _style(axes, "How late each tick began", "ms after its deadline", "actions")
+
+
+def _contact(axes: Axes, run: _Run) -> None:
+    time = run.trace["wall_time"] - run.start
+    shown = (time >= 0) & (time <= run.summary["duration_s"])
+    axes.plot(time[shown], run.trace["distance_mm"][shown], color=_FAST, linewidth=1.2)
+    axes.axhline(0, color=_SOFT, linewidth=1)
+    _style(axes, "At the needle's tip", "seconds", "distance to tissue, mm")
+    axes.yaxis.label.set_color(_FAST)
+    axes.margins(x=0.01)
+    force = axes.twinx()
+    force.plot(time[shown], run.trace["force_n"][shown], color=_WARM, linewidth=1.0)
+    force.set_ylabel("force, N", color=_WARM)
+    force.spines["top"].set_visible(False)
+
+
+def _joints(axes: Axes, run: _Run) -> None:
+    time = run.trace["wall_time"] - run.start
+    shown = (time >= 0) & (time <= run.summary["duration_s"])
+    for index in range(1, 7):
+        angle = run.trace[f"j{index}"][shown]
+        if len(angle):
+            axes.plot(time[shown], angle - angle[0], linewidth=1.2, label=f"J{index}")
+    axes.legend(frameon=False, fontsize=9, ncols=6, loc="upper center")
+    axes.margins(x=0.01, y=0.25)
+    _style(axes, "What the arm did", "seconds", "joints from their start, °")
+
+
+def _headline(run: _Run) -> str:
+    s = run.summary
+    return (
+        f"{s['actions']} actions at {s['action_hz']:.2f} Hz, {s['deadline_misses']} deadlines "
+        f"missed   ·   {s['vl_updates']} VL updates of {s['vl_ms_mean']:.0f} ms at "
+        f"{s['vl_hz']:.2f} Hz   ·   features {s['feature_age_ms_p50']:.0f} ms old when used (p50)"
+        f"   ·   {sum(s['frames'].values())} frames, {s['sensor_samples']} force samples, "
+        f"{s['sensor_lost']} lost"
+    )
+
+
+def _final_views(run: _Run, seed: int) -> list[tuple[str, NDArray[np.uint8]]]:
+    """What the five cameras see at the end of the run: the rig is put there and drawn again."""
+    rig = InsertionRig(RigConfig(), seed)
+    rig.command_joints([run.trace[f"j{index}"][-1] for index in range(1, 7)])
+    rig.step(2 * round(RigConfig().physics_hz))
+    try:
+        with RigRenderer(rig.model, 640, 360) as renderer:
+            pictures = renderer.render(rig.data)
+    except DriverError:
+        return []  # the demo could not have run without GL; an old run can still be drawn
+    return [(view, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)) for view, image in pictures.items()]
+
+
+def draw_report(folder: Path, seed: int) -> Path:
+    """Draw `folder/report.png` from the summary, the results and the rig's trace in `folder`.
+
+    `seed` is the rig's. Needs at least one action.
+    """
+    run = _load(folder)
+    views = _final_views(run, seed)
+    plt.rcParams.update(
+        {
+            "font.size": 10,
+            "axes.edgecolor": _INK,
+            "text.color": _INK,
+            "axes.labelcolor": _INK,
+            "xtick.color": _INK,
+            "ytick.color": _INK,
+        }
+    )
+    figure = plt.figure(figsize=(16, 9), dpi=120)
+    heights = [0.72, 1.0, 1.0] if views else [0.01, 1.0, 1.0]
+    grid = GridSpec(
+        3,
+        30,
+        figure,
+        height_ratios=heights,
+        left=0.06,
+        right=0.955,
+        top=0.885,
+        bottom=0.07,
+        hspace=0.42,
+        wspace=2.0,
+    )
+    title = f"dualrate on the simulated insertion rig: {run.summary['duration_s']:.0f} s"
+    figure.text(0.06, 0.955, title, fontsize=18, fontweight="bold")
+    figure.text(0.06, 0.922, _headline(run), fontsize=10.5)
+    figure.text(
+        0.955,
+        0.957,
+        f"policy {run.summary['policy']} on {run.summary['device']}",
+        fontsize=10,
+        ha="right",
+    )
+    for index, (name, image) in enumerate(views):
+        axes = figure.add_subplot(grid[0, 6 * index : 6 * index + 6])
+        axes.imshow(image)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_axis_off()
+    _timeline(figure.add_subplot(grid[1, :20]), run)
+    _lateness(figure.add_subplot(grid[1, 21:]), run)
+    _contact(figure.add_subplot(grid[2, :13]), run)
+    _joints(figure.add_subplot(grid[2, 16:]), run)
+    path = folder / "report.png"
+    figure.savefig(path)
+    plt.close(figure)
+    return path
