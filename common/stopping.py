@@ -20,8 +20,9 @@ def stopping(duration_s: float | None = None) -> Iterator[threading.Event]:
     """An event that is set by Ctrl+C, by SIGTERM and, where given, after `duration_s`.
 
     Asked a second time, more than 3 s later, the program ends at once with code 130. To be used in
-    the main thread. The handlers do nothing: Python's own wake-up byte reaches a thread that sets
-    the event. Set from a handler, it could deadlock with the main thread inside that event's wait.
+    the main thread, by a program that only leaves afterwards: from then on the signals are ignored.
+    The handlers do nothing: Python's own wake-up byte reaches a thread that sets the event. Set
+    from a handler, it could deadlock with the main thread inside that event's wait.
     """
     stop = threading.Event()
     reader, writer = socket.socketpair()
@@ -47,3 +48,7 @@ def stopping(duration_s: float | None = None) -> Iterator[threading.Event]:
         yield stop
     finally:
         timer.cancel()
+        # Python takes its handlers away as it leaves: a late signal would then end a program that
+        # stopped cleanly with the signal's code.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)

@@ -5,7 +5,9 @@ python scripts/demo.py --duration 30
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -20,13 +22,17 @@ from rich.table import Table
 
 from common import cli, endpoints
 from scripts.processes import Program, start, stop_all, wait_for_any
+from senders.drivers import DriverError
+from sim.model import RigConfig, build_model
+from sim.rendering import RigRenderer
 
 _START_S = 60.0
+_STOP_S = 10.0
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Run the simulated rig, its three senders and the receiver, and show what came out."""
+    """Run the simulated rig, its three senders and the receiver; show what came out."""
 
     duration: float = 30.0
     """Seconds of inference."""
@@ -56,27 +62,49 @@ def main() -> int:
     """Make the policy if missing, run everything, show the outcome; the exit code."""
     options = cli.parse(DemoOptions)
     out = Console()
+    _check_rendering()
     folder = _folder(options.runs_dir)
     _ensure_checkpoint(options.checkpoint)
     rest: list[Program] = []
     receiver: Program | None = None
+    failed = False
     try:
         rest.append(_start_rig(options, folder))
         rest += _start_senders(options, folder)
         receiver = _start_receiver(options, folder)
         first = wait_for_any([receiver, *rest], options.duration + _START_S)
-        if first is not receiver and first is not None:
-            out.print(f"[red]{first.name} ended early:[/red]\n{first.last_words()}")
+        if first is not receiver:
+            failed = True
+            out.print(_what_went_wrong(first, rest), style="red", markup=False)
     except KeyboardInterrupt:
         # The receiver got the same Ctrl+C from the terminal and is stopping.
         out.print("stopping …")
+        if receiver is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                receiver.process.wait(_STOP_S)
     finally:
         # The receiver first: the robot hears that it is over while its side still listens.
         trouble = stop_all([*([receiver] if receiver else []), *rest[::-1]])
     for line in trouble:
         out.print(f"[red]{line}[/red]")
     missed = _show(folder, options.seed, out)
-    return 1 if trouble or (options.check and missed) else 0
+    return 1 if failed or trouble or (options.check and missed) else 0
+
+
+def _check_rendering() -> None:
+    """End with one line when this machine cannot draw the rig, before anything is started."""
+    try:
+        RigRenderer(build_model(RigConfig(), 0), 64, 36).close()
+    except DriverError as error:
+        cli.fail(str(error))
+
+
+def _what_went_wrong(ended: Program | None, rest: list[Program]) -> str:
+    """Why the receiver is not the first to end."""
+    if ended is not None:
+        return f"{ended.name} ended early:\n{ended.last_words()}"
+    said = "\n".join(f"{program.name}: {program.last_words(1)}" for program in rest)
+    return f"inference did not get under way in {_START_S:g} s; the others' last words:\n{said}"
 
 
 def _folder(runs: Path) -> Path:

@@ -124,6 +124,8 @@ def _contact(axes: Axes, run: _Run) -> None:
     axes.margins(x=0.01)
     force = axes.twinx()
     force.plot(time[shown], run.trace["force_n"][shown], color=_WARM, linewidth=1.0)
+    low, high = force.get_ylim()
+    force.set_ylim(min(low, -0.05), max(high, 0.5))  # or the sensor's noise would fill the panel
     force.set_ylabel("force, N", color=_WARM)
     force.spines["top"].set_visible(False)
 
@@ -182,19 +184,10 @@ def draw_report(folder: Path, seed: int) -> Path:
         }
     )
     figure = plt.figure(figsize=(16, 9), dpi=120)
-    heights = [0.72, 1.0, 1.0] if views else [0.01, 1.0, 1.0]
-    grid = GridSpec(
-        3,
-        30,
-        figure,
-        height_ratios=heights,
-        left=0.06,
-        right=0.955,
-        top=0.885,
-        bottom=0.07,
-        hspace=0.42,
-        wspace=2.0,
-    )
+    sides = {"left": 0.06, "right": 0.955}
+    strip = GridSpec(1, 5, figure, **sides, top=0.885, bottom=0.722, wspace=0.06)
+    top = 0.662 if views else 0.86
+    grid = GridSpec(2, 30, figure, **sides, top=top, bottom=0.07, hspace=0.42, wspace=2.0)
     title = f"dualrate on the simulated insertion rig: {run.summary['duration_s']:.0f} s"
     figure.text(0.06, 0.955, title, fontsize=18, fontweight="bold")
     figure.text(0.06, 0.922, _headline(run), fontsize=10.5)
@@ -206,14 +199,14 @@ def draw_report(folder: Path, seed: int) -> Path:
         ha="right",
     )
     for index, (name, image) in enumerate(views):
-        axes = figure.add_subplot(grid[0, 6 * index : 6 * index + 6])
+        axes = figure.add_subplot(strip[index])
         axes.imshow(image)
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_axis_off()
-    _timeline(figure.add_subplot(grid[1, :20]), run)
-    _lateness(figure.add_subplot(grid[1, 21:]), run)
-    _contact(figure.add_subplot(grid[2, :13]), run)
-    _joints(figure.add_subplot(grid[2, 16:]), run)
+    _timeline(figure.add_subplot(grid[0, :20]), run)
+    _lateness(figure.add_subplot(grid[0, 21:]), run)
+    _contact(figure.add_subplot(grid[1, :13]), run)
+    _joints(figure.add_subplot(grid[1, 16:]), run)
     path = folder / "report.png"
     figure.savefig(path)
     plt.close(figure)

@@ -51,6 +51,35 @@ def setup(program: Start, tiny_checkpoint: Path, tmp_path: Path) -> Setup:
     return Setup(program, tiny_checkpoint, tmp_path)
 
 
+SUMMARY_KEYS = [
+    "duration_s",
+    "vl_updates",
+    "vl_ms_mean",
+    "vl_hz",
+    "actions",
+    "action_hz",
+    "action_ms_p50",
+    "action_ms_p99",
+    "action_lateness_ms_p50",
+    "action_lateness_ms_p99",
+    "deadline_misses",
+    "feature_age_ms_p50",
+    "feature_age_ms_p99",
+    "frames",
+    "frames_dropped",
+    "robot_hz",
+    "sensor_hz",
+    "sensor_samples",
+    "sensor_lost",
+    "malformed",
+    "clock_offset_ms",
+    "holds",
+    "cpu_s",
+    "peak_rss_mb",
+    "device",
+    "policy",
+]
+
 SILENT = {"cameras": r"View\d silent", "robot": "robot silent", "sensor": "sensor silent"}
 LIMIT_S = {"cameras": 2.0, "robot": 0.5, "sensor": 0.5}
 
@@ -100,6 +129,7 @@ def test_a_run_ends_by_itself_with_its_files_and_its_summary(setup: Setup) -> No
     context.destroy(linger=0)
 
     summary = setup.summary()
+    assert set(SUMMARY_KEYS) <= set(summary)
     assert summary["duration_s"] == pytest.approx(6.0, abs=0.3)
     assert summary["action_hz"] == pytest.approx(10.0, rel=0.02)
     assert summary["robot_hz"] == pytest.approx(100, rel=0.05)

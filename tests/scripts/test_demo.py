@@ -1,0 +1,114 @@
+"""`make demo` as a user runs it: five real processes, then a summary and a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from common import endpoints
+from tests.support import ROOT, free_ports, wait_until
+
+USED = (
+    endpoints.CAMERA,
+    endpoints.ROBOT,
+    endpoints.ACTION,
+    endpoints.SENSOR,
+    endpoints.RIG_STATE,
+    endpoints.RIG_COMMAND,
+)
+
+
+def free_offset() -> int:
+    """A number that, added to every default port, gives one that is free."""
+    for port in free_ports(50):
+        offset = port - endpoints.CAMERA.port
+        ports = [e.port + offset for e in USED]
+        if max(ports) < 60_000 and not set(ports) & {
+            c.laddr.port for c in psutil.net_connections()
+        }:
+            return offset
+    raise AssertionError("no room for six ports")
+
+
+def demo(folder: Path, checkpoint: Path, *extra: str) -> subprocess.Popen[str]:
+    given = ["--runs-dir", str(folder / "runs"), "--checkpoint", str(checkpoint), "--plain"]
+    return subprocess.Popen(
+        [sys.executable, "scripts/demo.py", *given, "--port-offset", str(free_offset()), *extra],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a Ctrl+C then reaches what a terminal's would, and not pytest
+    )
+
+
+@pytest.fixture(scope="module")
+def rig_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo is to make its policy, as on a machine where nothing is there yet."""
+    return tmp_path_factory.mktemp("demo") / "tiny"
+
+
+def test_the_whole_pipeline_moves_the_arm(tmp_path: Path, rig_checkpoint: Path) -> None:
+    process = demo(tmp_path, rig_checkpoint, "--duration", "6")
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, output
+    run = tmp_path / "runs" / "latest"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["actions"] >= 50
+    assert summary["action_hz"] == pytest.approx(10.0, rel=0.05)
+    assert summary["vl_updates"] > 5
+    assert set(summary["frames"]) == {f"View{n}" for n in range(1, 6)}
+    assert min(summary["frames_hz"].values()) > 5
+    assert summary["robot_hz"] == pytest.approx(100, rel=0.15)
+    assert summary["sensor_hz"] == pytest.approx(650, rel=0.1)
+    assert summary["malformed"] == {}
+    with (run / "rig.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    joints = np.array([[float(row[f"j{n}"]) for n in range(1, 7)] for row in rows])
+    assert np.ptp(joints, axis=0).max() > 0.3, "the arm stood still"
+    # The policy's actions hover about the rig's home; so must the arm.
+    assert np.abs(joints - joints[0]).max() < 10
+    picture = cv2.imread(str(run / "report.png"))
+    assert picture.shape == (1080, 1920, 3)
+    assert picture.std() > 20
+    assert "deadlines missed" in output
+
+
+def test_ctrl_c_ends_everything_cleanly(tmp_path: Path, rig_checkpoint: Path) -> None:
+    process = demo(tmp_path, rig_checkpoint, "--duration", "300")
+    latest = tmp_path / "runs" / "latest"
+    wait_until(lambda: list(latest.glob("async_inference_*")), "the first results", 120)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 5
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert not [child for child in children if child.is_running()]
+    assert json.loads((latest / "summary.json").read_text())["actions"] > 0
+
+
+def test_a_port_in_use_is_said_and_nothing_is_left_behind(
+    tmp_path: Path, rig_checkpoint: Path
+) -> None:
+    first = demo(tmp_path / "a", rig_checkpoint, "--duration", "300")
+    latest = tmp_path / "a" / "runs" / "latest"
+    wait_until(lambda: list(latest.glob("async_inference_*")), "the first demo", 120)
+    offset = first.args[first.args.index("--port-offset") + 1]  # type: ignore[index,union-attr]
+    second = demo(tmp_path / "b", rig_checkpoint, "--port-offset", str(offset))
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert "in use" in output
+    assert "Traceback" not in output
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(60) == 0
