@@ -117,23 +117,31 @@ class ActionLoop:
         self.first_action_at: float | None = None
         self.last_action_at: float | None = None
         self.started = threading.Event()
-        self.real_time = False
+        self._say_misses_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Tick until `stop` is set; the last thing said to the robot is to hold."""
-        self.real_time = fast_loop_first()
+        if fast_loop_first():
+            logger.info("Scheduling: fast loop in real time (SCHED_FIFO)")
         try:
             for tick in self._grid.ticks(stop):
                 seen, update = self._observer.observe(), self._features.get()
                 if not self.started.is_set():
                     self._wait_for_inputs(seen, update)
                     continue
-                self.misses += tick.skipped
+                if tick.skipped:
+                    self._note_miss(tick)
                 self.lateness.add(tick.lateness_s)
                 self._tick(tick, seen, update)
         finally:
             self._publish_hold("stopped", None)
             self._publisher.close()
+
+    def _note_miss(self, tick: Tick) -> None:
+        self.misses += tick.skipped
+        if tick.deadline >= self._say_misses_at:
+            logger.warning("[MISS] deadlines missed: %d in all", self.misses)
+            self._say_misses_at = tick.deadline + 1.0
 
     def _wait_for_inputs(self, seen: Observation, update: FeatureUpdate | None) -> None:
         if update is not None and is_ready(seen, self._policy.spec, self._robot_required):
@@ -150,8 +158,9 @@ class ActionLoop:
         episode = self._episodes.current
         if episode is not None and episode.number != self._episode:
             self._episode, self._number, self._previous = episode.number, 0, None
-        # Where no robot is needed nothing reliably marks an episode: any features will do.
-        reason = self._guard.reason(seen, update, episode if self._robot_required else None)
+        # Where there is no robot nothing marks an episode: any features will do.
+        marked = self._robot_required or seen.robot is not None
+        reason = self._guard.reason(seen, update, episode if marked else None)
         if reason or update is None:
             self._hold(reason or "no features yet", update)
             return
@@ -174,6 +183,7 @@ class ActionLoop:
         action = self._publisher.publish(limited.rows, spec, observed_at, update, hold)
         self._previous = chunk
         self._account(tick, seen, update, chunk, limited.rows, limited.cut, took_s)
+        self._note_hold(hold)
         self._say(action.feature_age, limited.rows, took_s, len(seen.sensor))
 
     def _limit(
@@ -245,21 +255,29 @@ class ActionLoop:
     def _say(
         self, feature_age_s: float, rows: NDArray[np.float32], took_s: float, samples: int
     ) -> None:
-        if self._held:
-            logger.info("[HOLD] over, going on: %s is no longer so", self._held)
-            self._held = ""
         first = tuple(float(value) for value in rows[0])
         window = self._policy.spec.sensor_window
         logger.info(
             lines.action(self._number, self._uses, self._reuse, first, took_s, samples, window)
         )
-        self.status.put(ActionStatus(True, self._number, self._uses, feature_age_s, "", first))
+        self.status.put(
+            ActionStatus(True, self._number, self._uses, feature_age_s, self._held, first)
+        )
+
+    def _note_hold(self, reason: str) -> None:
+        """Count a tick on hold, and say when a hold begins or is over (no reason)."""
+        if reason:
+            self.holds[reason] = self.holds.get(reason, 0) + 1
+        if reason == self._held:
+            return
+        if reason:
+            logger.warning(lines.hold(reason))
+        else:
+            logger.info("[HOLD] over, going on: %s is no longer so", self._held)
+        self._held = reason
 
     def _hold(self, reason: str, update: FeatureUpdate | None) -> None:
-        self.holds[reason] = self.holds.get(reason, 0) + 1
-        if reason != self._held:
-            logger.warning(lines.hold(reason))
-            self._held = reason
+        self._note_hold(reason)
         self._publish_hold(reason, update)
         age_s = now() - update.captured_at if update else 0.0
         self.status.put(ActionStatus(True, self._number, self._uses, age_s, reason, ()))

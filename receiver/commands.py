@@ -54,7 +54,8 @@ class Guard:
 
     def _robot(self, seen: Observation) -> str:
         limit_s = self._stale_after.robot_s
-        if not self._robot_required:
+        # A robot that is not needed may be absent; one that was there and falls silent may not.
+        if seen.robot is None and not self._robot_required:
             return ""
         if seen.robot is None or seen.at - seen.robot.arrived_at > limit_s:
             return "robot silent"
@@ -73,17 +74,17 @@ class Guard:
 
     def _sensor(self, seen: Observation) -> str:
         limit_s = self._stale_after.sensor_s
-        # Whatever the policy makes of it, force is a reason to hold wherever it is measured.
-        if len(seen.sensor) and float(np.abs(seen.sensor[:, 0]).max()) > self._limits.force_n:
-            return "force above its limit"
-        if not self._spec.sensor_window:
-            return ""
+        if seen.sensor_at is None and not self._spec.sensor_window:
+            return ""  # a policy without a sensor, and none there
         if seen.sensor_age_s > limit_s:
             return "sensor silent"
         if seen.sensor_at is None or seen.at - seen.sensor_at > limit_s:
             return "sensor samples old"
-        half = 2 * len(seen.sensor) >= self._spec.sensor_window
-        return "" if half else "sensor window not half full"
+        if 2 * len(seen.sensor) < self._spec.sensor_window:
+            return "sensor window not half full"
+        # Whatever the policy makes of it, force is a reason to hold wherever it is measured.
+        too_much = seen.force_peak_n is None or seen.force_peak_n > self._limits.force_n
+        return "force above its limit" if too_much else ""
 
     def _features(
         self, seen: Observation, update: FeatureUpdate | None, episode: Episode | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 from collections.abc import Collection, Mapping
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _POLL_MS = 100
 _MAX_PARTS = 4
 _OUTAGE_S = 1.0
+_FORCE_WATCHED_S = 0.1
 _MAX_UNMAPPED = 32
 
 
@@ -166,6 +168,7 @@ class RobotInput(_ZmqInput):
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         # Everything, so that an unknown topic is counted rather than silently left out.
         sock.setsockopt(zmq.SUBSCRIBE, b"")
+        sock.setsockopt(zmq.IPV6, int(":" in host))
         try:
             sock.connect(endpoints.address(host, port))
         except zmq.ZMQError as error:
@@ -205,7 +208,8 @@ class SensorInput:
         counters: MalformedCounters,
     ) -> None:
         """Bind the UDP socket; InputError when the port is taken."""
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
         # Room for what comes in while the thread waits for its turn: about half a second.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         try:
@@ -218,7 +222,9 @@ class SensorInput:
         self._rate_hz = rate_hz
         self._stale_after_s = stale_after_s
         self._counters = counters
-        self.ring = SampleRing(max(window, 1), 1 + aline_length, slack=max(int(rate_hz), 64))
+        # Force is watched over a tenth of a second even for a policy that takes no window.
+        rows = max(window, math.ceil(_FORCE_WATCHED_S * rate_hz))
+        self.ring = SampleRing(rows, 1 + aline_length, slack=max(int(rate_hz), 64))
         self.clock = ClockOffset()
         self.meter = RateMeter()
         self.lost = 0
@@ -272,6 +278,7 @@ class SensorInput:
 
 def bind_or_fail(sock: zmq.Socket[bytes], bind: str, port: int, what: str) -> None:
     """Bind a TCP socket; InputError with one line when that is not possible."""
+    sock.setsockopt(zmq.IPV6, int(":" in bind))
     try:
         sock.bind(endpoints.address(bind, port))
     except zmq.ZMQError as error:

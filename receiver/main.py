@@ -70,14 +70,14 @@ def main() -> int:
                 _print(run)
         finally:
             run.close()
+            console.close()  # what is said from here on is for the terminal itself
             code = _finish(run)
-            console.close()
     return code
 
 
 def _say_priority(before_others: bool) -> None:
     if before_others:
-        logger.info("Scheduling: before other programs, the fast loop in real time if permitted")
+        logger.info("Scheduling: before other programs")
     else:
         logger.info(
             "Scheduling: like any other program; to be put before others, start it as root or "

@@ -23,6 +23,8 @@ class Observation:
         sensor: (n, channels) float32, the newest samples, oldest first; n ≤ window.
         sensor_at: when the newest sample was taken; None without samples.
         sensor_age_s: seconds since the newest datagram came; infinite before the first.
+        force_peak_n: largest absolute force among the newest samples, whether or not the policy
+            takes a sensor window; None without samples.
         robot: the newest robot state, if any.
     """
 
@@ -31,6 +33,7 @@ class Observation:
     sensor: NDArray[np.float32]
     sensor_at: float | None
     sensor_age_s: float
+    force_peak_n: float | None
     robot: StoredState | None
 
 
@@ -53,13 +56,14 @@ class Observer:
 
     def observe(self) -> Observation:
         """The newest of everything, now."""
-        stamps, rows = self.sensor.ring.newest(self.window)
+        stamps, rows = self.sensor.ring.newest(self.sensor.ring.capacity)
         arrived_at, at = self.sensor.arrived_at, now()
         return Observation(
             at=at,
             frames=self.frames(),
-            sensor=rows,
+            sensor=rows[max(len(rows) - self.window, 0) :],
             sensor_at=self.sensor.clock.to_local(float(stamps[-1])) if len(stamps) else None,
             sensor_age_s=float("inf") if arrived_at is None else at - arrived_at,
+            force_peak_n=float(np.abs(rows[:, 0]).max()) if len(rows) else None,
             robot=self.robot.newest.get(),
         )

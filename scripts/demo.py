@@ -120,8 +120,10 @@ def _folder(runs: Path) -> Path:
 
 
 def _ensure_checkpoint(path: Path) -> None:
-    if (path / "config.json").exists():
+    if path.exists():
         return
+    if path.suffix in (".pt", ".pth"):
+        cli.fail(f"--checkpoint {path}: no such file")
     arguments = ["scripts/make_tiny_checkpoint.py", "--out", str(path.resolve())]
     # Random weights know no way to the port: they may stir the arm where the rig puts it.
     arguments += ["--on-rig"]

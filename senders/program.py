@@ -140,6 +140,8 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
         raise OptionError(f"no such host: {host!r}; give a name or an IP address") from None
     except (UnicodeError, ValueError):
         raise OptionError(f"not a host: {host!r}; give a name or an IP address") from None
+    # The receiver listens on IPv4 unless told otherwise, and `localhost` may name both.
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     family, _, _, _, where = found[0]
     return family, where
 

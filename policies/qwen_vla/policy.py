@@ -129,7 +129,8 @@ class QwenVlaPolicy:
             )
         if not np.isfinite(sensor).all():
             raise PolicyError("the sensor window holds values that are not finite")
-        window = torch.from_numpy(np.ascontiguousarray(sensor, dtype=np.float32))
+        # A copy: the window may be a view of a ring that goes on, and torch wants it writable.
+        window = torch.from_numpy(np.array(sensor, dtype=np.float32))
         return window.unsqueeze(0).to(self._weight)
 
     def _make_spec(self) -> PolicySpec:

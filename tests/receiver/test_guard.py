@@ -37,6 +37,7 @@ SEEN = Observation(
     sensor=np.zeros((4, 3), np.float32),
     sensor_at=NOW - 0.01,
     sensor_age_s=0.01,
+    force_peak_n=0.1,
     robot=StoredState(RobotState(1, 1, 0, (0,) * 6, (0,) * 6), NOW - 0.02, NOW - 0.01),
 )
 UPDATE = FeatureUpdate(1, 1, None, NOW - 0.3, NOW - 0.25, NOW - 0.1, "t")
@@ -52,9 +53,7 @@ def with_frame(seen: Observation, **changes: float) -> Observation:
 
 
 def with_force(seen: Observation, force: float) -> Observation:
-    window = seen.sensor.copy()
-    window[1, 0] = force
-    return replace(seen, sensor=window)
+    return replace(seen, force_peak_n=force)
 
 
 def test_nothing_to_hold_for() -> None:
@@ -75,7 +74,6 @@ def test_nothing_to_hold_for() -> None:
         (lambda s: replace(s, sensor_at=NOW - 0.6), "sensor samples old"),
         (lambda s: replace(s, sensor=s.sensor[:1]), "sensor window not half full"),
         (lambda s: with_force(s, 3.1), "force above its limit"),
-        (lambda s: with_force(s, -3.1), "force above its limit"),
     ],
 )
 def test_reasons_in_the_observation(
@@ -94,6 +92,22 @@ def test_reasons_in_features_and_episode() -> None:
 
 def test_without_a_required_robot_its_silence_is_no_reason() -> None:
     assert guard(robot_required=False).reason(replace(SEEN, robot=None), UPDATE, None) == ""
+
+
+def test_a_robot_that_is_not_needed_but_was_there_may_not_fall_silent() -> None:
+    assert SEEN.robot is not None
+    silent = replace(SEEN, robot=replace(SEEN.robot, arrived_at=NOW - 1.0))
+    assert guard(robot_required=False).reason(silent, UPDATE, EPISODE) == "robot silent"
+
+
+def test_force_and_silence_count_for_a_policy_without_a_sensor_window() -> None:
+    blind = Guard(replace(SPEC, sensor_window=0), StaleAfter(), Limits(), True)
+    seen = replace(SEEN, sensor=SEEN.sensor[:0])
+    assert blind.reason(seen, UPDATE, EPISODE) == ""
+    assert blind.reason(with_force(seen, 3.1), UPDATE, EPISODE) == "force above its limit"
+    assert blind.reason(replace(seen, sensor_age_s=0.6), UPDATE, EPISODE) == "sensor silent"
+    never = replace(seen, sensor_at=None, sensor_age_s=float("inf"), force_peak_n=None)
+    assert blind.reason(never, UPDATE, EPISODE) == ""
 
 
 def test_start_needs_every_view_half_a_window_and_the_robot() -> None:

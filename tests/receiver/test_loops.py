@@ -242,9 +242,10 @@ def test_what_leaves_is_inside_the_limits_whatever_the_policy_says(rig: Rig) -> 
     assert rig.run.actions.cuts["joint_speed"] > 0
 
 
-def test_too_much_force_holds(rig: Rig) -> None:
+@pytest.mark.parametrize("force", [3.5, -3.5])
+def test_too_much_force_holds(rig: Rig, force: float) -> None:
     rig.wait_for_motion()
-    rig.force = 3.5
+    rig.force = force
     rig.wait_for_hold("force above its limit")
     rig.force = 0.2
     rig.wait_for_motion()

@@ -217,7 +217,10 @@ def test_without_a_robot_inference_runs_and_every_action_is_a_hold(setup: Setup)
     context.destroy(linger=0)
     assert published
     assert all(action.hold for action in published)
-    assert setup.summary()["actions"] >= 25
+    summary = setup.summary()
+    assert summary["actions"] >= 25
+    assert summary["holds"] == {"no robot state to check the limits against": summary["actions"]}
+    assert "[HOLD] no robot state" in receiver.text
 
 
 def test_sigterm_stops_cleanly_before_anything_came(setup: Setup) -> None:
