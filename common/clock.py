@@ -195,7 +195,10 @@ class RateMeter:
     def add(self, count: int = 1) -> None:
         """Count events that happened now."""
         self.total += count
-        self._marks.append((time.monotonic(), self.total))
+        moment, marks = time.monotonic(), self._marks
+        while marks and marks[0][0] < moment - self._window_s:
+            marks.popleft()
+        marks.append((moment, self.total))
 
     def rate_hz(self) -> float:
         """Events a second over the window that ends now; 0 when there were none."""

@@ -2,6 +2,7 @@
 
 from policies.qwen_vla.checkpoint import save_policy
 from policies.qwen_vla.fast import FastParts
-from policies.qwen_vla.policy import QwenVlaPolicy, load_fast_parts, load_policy
+from policies.qwen_vla.loading import load_fast_parts, load_policy
+from policies.qwen_vla.policy import QwenVlaPolicy
 
 __all__ = ["FastParts", "QwenVlaPolicy", "load_fast_parts", "load_policy", "save_policy"]

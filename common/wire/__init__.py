@@ -1,0 +1,60 @@
+"""Every packet on the wire: frozen dataclasses, their encoders, and decoders that trust nothing.
+
+Pure functions over bytes; no sockets. All multi-byte fields are little-endian, timestamps are UNIX
+seconds in the sender's clock, angles degrees, lengths millimetres, forces newtons. A decoder either
+returns a value that may be used as it is (finite, bounded, of the right size) or raises
+`MalformedMessage`, whatever the bytes; it allocates no more than a small multiple of what it got.
+"""
+
+from common.wire.action import Action, decode_action, encode_action
+from common.wire.camera import CameraFrame, decode_camera, encode_camera
+from common.wire.checks import (
+    ALINE_LENGTH,
+    MAX_ACTION,
+    MAX_ACTION_VALUES,
+    MAX_DATAGRAM,
+    MAX_HEADER,
+    MAX_ITEMS,
+    MAX_JPEG,
+    MAX_JPEG_PIXELS,
+    MAX_MAGNITUDE,
+    MAX_NAME,
+    MAX_TIMESTAMP,
+    ActionSpace,
+    Buffer,
+    MalformedMessage,
+)
+from common.wire.robot import EpisodeEnd, RobotState, decode_robot, encode_episode_end, encode_robot
+from common.wire.sensor import SampleBatch, decode_samples, encode_samples, max_samples
+
+__all__ = [
+    "ALINE_LENGTH",
+    "MAX_ACTION",
+    "MAX_ACTION_VALUES",
+    "MAX_DATAGRAM",
+    "MAX_HEADER",
+    "MAX_ITEMS",
+    "MAX_JPEG",
+    "MAX_JPEG_PIXELS",
+    "MAX_MAGNITUDE",
+    "MAX_NAME",
+    "MAX_TIMESTAMP",
+    "Action",
+    "ActionSpace",
+    "Buffer",
+    "CameraFrame",
+    "EpisodeEnd",
+    "MalformedMessage",
+    "RobotState",
+    "SampleBatch",
+    "decode_action",
+    "decode_camera",
+    "decode_robot",
+    "decode_samples",
+    "encode_action",
+    "encode_camera",
+    "encode_episode_end",
+    "encode_robot",
+    "encode_samples",
+    "max_samples",
+]
