@@ -33,7 +33,7 @@ demo: $(STAMP)  ## the whole pipeline on the simulated rig (DURATION=30 s)
 test: lint  ## lint, types and tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(STAMP)  ## the tests that take minutes
+test-slow: $(STAMP)  ## the tests that take minutes: five of the demo, an installation
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)  ## ruff and mypy

@@ -123,8 +123,7 @@ class ReceiverOptions:
     robot_ip: str = "localhost"
     """Where the robot sender publishes."""
     task: str | None = None
-    """The instruction. While running, type `task TEXT` and Enter to change it. Default: the
-    checkpoint's own."""
+    """The instruction; `task TEXT` typed while running changes it. Default: the checkpoint's."""
     action_hz: float = 10.0
     """The fast loop's clock."""
     output_dir: Path = Path()
@@ -148,8 +147,7 @@ class ReceiverOptions:
     bind: str = "*"
     """Address to listen on; * for every interface."""
     robot_required: bool = True
-    """Wait for the robot, and hold while it is silent. Without it, with no robot state, inference
-    runs and every action is published as a hold."""
+    """Run without a robot too: as long as none was seen, every action is published as a hold."""
     sensor_hz: float = endpoints.SENSOR.rate_hz
     """Rate of the force sensor, to count lost samples by."""
     aline_length: int = ALINE_LENGTH
