@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from common.kinematics import flange_pose
+from common.kinematics import flange_pose, flange_transform
 from common.wire import RobotState
 from receiver.limits import NoState, limit_rows
 from receiver.options import Limits
@@ -99,6 +99,40 @@ def test_deltas_add_up_to_no_more_than_the_range() -> None:
     limited = limit_rows(rows, "joint_delta", 1.0, robot_at([0, 85, 0, 0, 0, 0]), free)
     assert 85 + limited.rows[:, 1].sum() <= 90 + SLACK
     assert "joint_range" in limited.cut
+
+
+@pytest.mark.parametrize("tool_mm", [(0.0, 0.0, 0.0), (0.0, 0.0, 70.0)])
+@pytest.mark.parametrize("space", ["joint_position", "joint_delta"])
+def test_the_tool_stays_in_the_box(tool_mm: tuple[float, float, float], space: str) -> None:
+    start = np.array([0.0, 20.0, 0.0, 0.0, 40.0, 0.0])
+
+    def height(joints: np.ndarray) -> float:
+        rotation, position = flange_transform(joints)
+        return float((position + rotation @ np.array(tool_mm))[2])
+
+    floor = height(start) - 40.0
+    limits = Limits(tool_mm=tool_mm, workspace_min_mm=(-400.0, -400.0, floor))
+    down = np.zeros((8, 7), np.float32)
+    down[:, 1] = 3.0 if space == "joint_delta" else start[1] + 3.0 * np.arange(1, 9)
+    down[:, 2:6] = 0.0 if space == "joint_delta" else start[2:6]
+    limited = limit_rows(down, space, DT, robot_at(start), limits)
+    moved = limited.rows[:, :6].astype(float)
+    targets = start + np.cumsum(moved, axis=0) if space == "joint_delta" else moved
+    heights = [height(target) for target in targets]
+    assert min(heights) >= floor - 0.01
+    assert heights[0] < height(start) - 1.0, "it may move down as far as the box reaches"
+    assert "workspace" in limited.cut
+
+
+def test_a_tool_outside_the_box_may_only_come_back() -> None:
+    start = [0.0, 20.0, 0.0, 0.0, 40.0, 0.0]
+    above = float(flange_pose(start)[2]) + 30.0
+    limits = Limits(workspace_min_mm=(-400.0, -400.0, above))
+    rows = np.zeros((4, 7), np.float32)
+    rows[:, 1] = 3.0  # further down
+    assert not limit_rows(rows, "joint_delta", DT, robot_at(start), limits).rows.any()
+    rows[:, 1] = -3.0
+    assert (limit_rows(rows, "joint_delta", DT, robot_at(start), limits).rows[:, 1] == -3.0).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
