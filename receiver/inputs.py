@@ -6,6 +6,7 @@ import logging
 import math
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -64,7 +65,7 @@ def _receive(sock: zmq.Socket[bytes]) -> list[bytes]:
     return parts
 
 
-class _ZmqInput:
+class _ZmqInput(ABC):
     """The loop that both ZeroMQ streams share: wait, take one message, count what is broken."""
 
     def __init__(self, sock: zmq.Socket[bytes], counters: MalformedCounters) -> None:
@@ -85,8 +86,9 @@ class _ZmqInput:
         finally:
             self._socket.close(linger=0)
 
+    @abstractmethod
     def _take(self, parts: list[bytes], arrived_at: float) -> None:
-        raise NotImplementedError
+        """Use one message; raises MalformedMessage when it cannot be."""
 
 
 @dataclass(slots=True)
