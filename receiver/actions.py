@@ -179,6 +179,9 @@ class ActionLoop:
                 logger.error("policy failed: %s: %s", type(error).__name__, error)
             self._hold("policy failed", update)
             return
+        if self._guard.outlived(seen, now()):
+            self._hold("inference took too long", update)
+            return
         observed_at = self._observed_at(seen, update)
         action = self._publisher.publish(limited.rows, spec, observed_at, update, hold)
         self._previous = chunk

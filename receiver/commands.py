@@ -52,6 +52,10 @@ class Guard:
             or self._features(seen, update, episode)
         )
 
+    def outlived(self, seen: Observation, at: float) -> bool:
+        """Whether what was seen is too old by `at` to act on, as after an inference that hung."""
+        return at - seen.at > min(self._stale_after.robot_s, self._stale_after.sensor_s)
+
     def _robot(self, seen: Observation) -> str:
         limit_s = self._stale_after.robot_s
         # A robot that is not needed may be absent; one that was there and falls silent may not.

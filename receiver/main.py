@@ -118,7 +118,13 @@ def _policy(options: ReceiverOptions) -> DualRatePolicy:
             f"the policy takes {policy.spec.sensor_channels} sensor channels, but --aline-length "
             f"{options.aline_length} gives {options.aline_length + 1}"
         )
-    _warm_up(policy)
+    try:
+        _warm_up(policy)
+    except Exception as error:  # out of memory, an unsupported operation: anything a device may say
+        what = " ".join(str(error).split())[:200]
+        cli.fail(
+            f"the policy cannot run on {policy.spec.device}: {type(error).__name__}: {what}", 1
+        )
     return policy
 
 

@@ -124,11 +124,14 @@ def _ensure_checkpoint(path: Path) -> None:
         return
     if path.suffix in (".pt", ".pth"):
         cli.fail(f"--checkpoint {path}: no such file")
-    arguments = ["scripts/make_tiny_checkpoint.py", "--out", str(path.resolve())]
+    # Made beside its place and then moved there: one that was interrupted is not taken for whole.
+    draft = path.resolve().with_name(f"{path.name}.part")
+    arguments = ["scripts/make_tiny_checkpoint.py", "--out", str(draft)]
     # Random weights know no way to the port: they may stir the arm where the rig puts it.
     arguments += ["--on-rig"]
     if start("checkpoint", arguments).process.wait() != 0:
         raise SystemExit(1)
+    draft.replace(path)
 
 
 def _start_rig(options: DemoOptions, folder: Path) -> Program:

@@ -223,6 +223,21 @@ def test_a_fast_half_that_raises_holds(rig: Rig) -> None:
     rig.wait_for_motion()
 
 
+def test_an_action_from_inputs_that_grew_old_meanwhile_never_leaves(rig: Rig) -> None:
+    rig.wait_for_motion()
+
+    # Longer than a robot state is good for (0.3 s here): what it saw is no longer so.
+    def hang() -> None:
+        threading.Event().wait(0.4)
+
+    rig.policy.act_does = hang
+    rig.wait_for_hold("inference took too long")
+    rig.drain()
+    rig.wait_for_hold("inference took too long")
+    rig.policy.act_does = lambda: None
+    rig.wait_for_motion()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_output_that_is_not_finite_never_leaves(rig: Rig, bad: float) -> None:
     rig.wait_for_motion()
