@@ -5,14 +5,20 @@ DURATION ?= 30
 SEED ?= 0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dualrate
-EXTRAS := receiver,sim,dev
+DEV_STAMP := $(VENV)/.dualrate-dev
+EXTRAS := receiver,sim
 # Where PyTorch comes from; https://download.pytorch.org/whl/cpu has the small build without CUDA.
 TORCH_INDEX ?=
 
-.PHONY: help demo test test-slow lint format bench venv clean
+# LeRobot's packages and the receiver's ask for different versions: it has an environment of its own.
+PYTHON312 ?= python3.12
+LEROBOT_VENV ?= .venv-lerobot
+LEROBOT_STAMP := $(LEROBOT_VENV)/.dualrate
+
+.PHONY: help demo test test-slow test-lerobot lint format bench bench-recording venv venv-lerobot clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # The virtual environment is stale when what goes into it has changed.
 $(STAMP): pyproject.toml constraints.txt
@@ -25,6 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
+# What the tests need besides: the vendors' libraries, the checkers.
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),dev]'
+	@touch $@
+
 venv: $(STAMP)  ## build the virtual environment (VENV=.venv names another)
 
 demo: $(STAMP)  ## the whole pipeline on the simulated rig (DURATION=30 s)
@@ -33,20 +44,34 @@ demo: $(STAMP)  ## the whole pipeline on the simulated rig (DURATION=30 s)
 test: lint  ## lint, types and tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(STAMP)  ## the tests that take minutes: five of the demo, an installation
+test-slow: $(DEV_STAMP)  ## the tests that take minutes: five of the demo, an installation
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)  ## ruff and mypy
+$(LEROBOT_STAMP): pyproject.toml
+	test -x $(LEROBOT_VENV)/bin/python || $(PYTHON312) -m venv $(LEROBOT_VENV)
+	$(LEROBOT_VENV)/bin/python -m pip install --quiet -e '.[lerobot]' \
+	  pytest pytest-timeout hypothesis psutil
+	@touch $@
+
+venv-lerobot: $(LEROBOT_STAMP)  ## an environment with LeRobot (Python 3.12; several GB)
+
+test-lerobot: $(LEROBOT_STAMP)  ## the tests against LeRobot itself
+	$(LEROBOT_VENV)/bin/python -m pytest tests/lerobot
+
+lint: $(DEV_STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(STAMP)  ## put the code into form
+format: $(DEV_STAMP)  ## put the code into form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## the benchmarks, ratios of both sides in one run
 	$(BIN)/python scripts/bench.py
 
+bench-recording: $(STAMP)  ## full load, recording switched on and off in turn (DURATION=30 s)
+	$(BIN)/python scripts/bench_recording.py --duration $(DURATION)
+
 clean:  ## remove the virtual environment and what the demo wrote
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LEROBOT_VENV) runs

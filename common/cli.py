@@ -155,12 +155,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             for key, item in value.items()
         }
     if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where}: a list is expected")
-        if inner[-1] is not Ellipsis and len(inner) != len(value):
-            raise ConfigError(f"{where}: a list of {len(inner)} values is expected")
-        return tuple(_convert(inner[0], item, where) for item in value)
+        return _convert_tuple(inner, value, where)
     return _convert_plain(hint, value, where)
+
+
+def _convert_tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, dict) and inner == (str, Ellipsis):
+        # A map where KEY=VALUE texts are expected: the driver's options, say.
+        value = [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in value.items()]
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: a list is expected")
+    if inner[-1] is not Ellipsis and len(inner) != len(value):
+        raise ConfigError(f"{where}: a list of {len(inner)} values is expected")
+    return tuple(_convert(inner[0], item, where) for item in value)
 
 
 def _convert_plain(hint: Any, value: Any, where: str) -> Any:

@@ -24,7 +24,16 @@ from common.wire.checks import (
     Buffer,
     MalformedMessage,
 )
-from common.wire.robot import EpisodeEnd, RobotState, decode_robot, encode_episode_end, encode_robot
+from common.wire.robot import (
+    EpisodeEnd,
+    RobotCondition,
+    RobotState,
+    RobotStatus,
+    decode_robot,
+    encode_episode_end,
+    encode_robot,
+    encode_robot_status,
+)
 from common.wire.sensor import SampleBatch, decode_samples, encode_samples, max_samples
 
 __all__ = [
@@ -45,7 +54,9 @@ __all__ = [
     "CameraFrame",
     "EpisodeEnd",
     "MalformedMessage",
+    "RobotCondition",
     "RobotState",
+    "RobotStatus",
     "SampleBatch",
     "decode_action",
     "decode_camera",
@@ -55,6 +66,7 @@ __all__ = [
     "encode_camera",
     "encode_episode_end",
     "encode_robot",
+    "encode_robot_status",
     "encode_samples",
     "max_samples",
 ]

@@ -102,6 +102,49 @@ def test_malformed_robot_message(frames: list[bytes], reason: str) -> None:
     assert reason_of(wire.decode_robot, frames) == ("robot", reason)
 
 
+def robot_status(**changes: object) -> list[bytes]:
+    body = {"condition": "error", "timestamp": SENT_AT, "detail": "joint 3 stalled"} | changes
+    return [b"robot_status", msgpack.packb(body)]
+
+
+def test_robot_status_is_a_map() -> None:
+    status = wire.RobotStatus("error", SENT_AT, "joint 3 stalled")
+    topic, body = wire.encode_robot_status(status)
+    assert (topic, msgpack.unpackb(body)) == (b"robot_status", msgpack.unpackb(robot_status()[1]))
+    assert wire.decode_robot(robot_status()) == status
+    assert wire.decode_robot([topic, msgpack.packb({"condition": "ok", "timestamp": 1})]) == (
+        wire.RobotStatus("ok", 1.0)
+    )
+
+
+def test_a_devices_own_text_is_made_one_line_before_it_is_sent() -> None:
+    sent = wire.encode_robot_status(wire.RobotStatus("lost", 1.0, "a\nb\x1b[31m" + 300 * "c"))
+    status = wire.decode_robot(sent)
+    assert isinstance(status, wire.RobotStatus)
+    assert status.detail.startswith("a b [31mccc") and len(status.detail) == 200
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        ([b"robot_status"], "parts"),
+        ([b"robot_status", b""], "size"),
+        ([b"robot_status", bytes(5000)], "size"),
+        ([b"robot_status", b"\xc1"], "status"),
+        ([b"robot_status", msgpack.packb(["ok"])], "status"),
+        (robot_status(condition="fine"), "status"),
+        (robot_status(condition=["ok"]), "status"),
+        (robot_status(detail=7), "status"),
+        (robot_status(detail="two\nlines"), "status"),
+        (robot_status(detail="x" * 201), "status"),
+        (robot_status(timestamp=None), "timestamp"),
+        (robot_status(timestamp=math.nan), "timestamp"),
+    ],
+)
+def test_malformed_robot_status(frames: list[bytes], reason: str) -> None:
+    assert reason_of(wire.decode_robot, frames) == ("robot", reason)
+
+
 # --- camera frames -------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCh
 
 ALINE = 5  # short A-scans: the bits of a message are then worth flipping
 REASONS = {
-    "robot": {"parts", "type", "topic", "size", "timestamp", "values"},
+    "robot": {"parts", "type", "topic", "size", "timestamp", "values", "status"},
     "camera": {"parts", "type", "header_size", "header", "header_field", "timestamp"}
     | {"size", "oversized", "not_jpeg"},
     "sensor": {"type", "truncated", "oversized", "count", "size", "timestamp", "values"},
@@ -82,6 +82,10 @@ def assert_usable(value: object) -> None:
         assert isinstance(value.reason, str)
         assert min(value.seq, value.feature_update) >= 0
         assert all(math.isfinite(x) and x >= 0 for x in (value.feature_age, value.dt))
+    elif isinstance(value, wire.RobotStatus):
+        assert value.condition in get_args(wire.RobotCondition)
+        assert value.detail.isprintable() and len(value.detail) <= 200
+        assert_stamp(value.timestamp)
     else:
         assert isinstance(value, wire.EpisodeEnd)
 
@@ -105,7 +109,7 @@ def check_samples(data: object) -> object:
 
 # --- bytes that mean nothing, and parts that are no bytes ----------------------------------------
 
-TOPICS = [b"robot_state", b"episode_end", b"action", b"{", b""]
+TOPICS = [b"robot_state", b"robot_status", b"episode_end", b"action", b"{", b""]
 part = st.one_of(st.binary(max_size=200), st.sampled_from(TOPICS))
 oddity = st.one_of(
     st.none(),
@@ -186,6 +190,12 @@ ACTION = wire.encode_action(
 @given(damaged(ROBOT[1]))
 def test_damaged_robot_state(payload: bytes) -> None:
     check(wire.decode_robot, [b"robot_state", payload])
+
+
+@many
+@given(damaged(wire.encode_robot_status(wire.RobotStatus("error", 1e9, "stalled"))[1]))
+def test_damaged_robot_status(payload: bytes) -> None:
+    check(wire.decode_robot, [b"robot_status", payload])
 
 
 @many
