@@ -13,11 +13,14 @@ __all__ = ["Batcher"]
 
 
 class Batcher:
-    """Takes blocks of any size, gives batches of one size, or less when samples grow old."""
+    """Takes blocks of any size, gives batches of one size, or less when samples grow old.
+
+    A block of exactly one batch that comes while nothing is left over is given as it is.
+    """
 
     def __init__(self, batch: int, rate_hz: float) -> None:
         """Gather `batch` samples; give fewer after twice the time that these take to come."""
-        self._batch = batch
+        self.batch = batch
         self.flush_after_s = 2 * batch / rate_hz
         self._blocks: list[SampleBlock] = []
         self._count = 0
@@ -40,11 +43,11 @@ class Batcher:
 
     def ready(self, moment: float) -> Iterator[SampleBatch]:
         """Every full batch; then what is left over, when it has waited for long enough."""
-        if self._count >= self._batch:
+        if self._count >= self.batch:
             whole = self._joined()
-            full = len(whole.timestamps) // self._batch * self._batch
-            for first in range(0, full, self._batch):
-                yield _cut(whole, first, first + self._batch)
+            full = len(whole.timestamps) // self.batch * self.batch
+            for first in range(0, full, self.batch):
+                yield _cut(whole, first, first + self.batch)
             self._keep(whole, full, moment)
         if self._count and moment - self._oldest_at >= self.flush_after_s:
             rest = self.rest()
@@ -64,9 +67,9 @@ class Batcher:
         if block.alines.ndim != 2 or len(block.alines) != count or len(block.forces) != count:
             raise DriverError(f"{count} timestamps, but A-scans {block.alines.shape}")
         length = block.alines.shape[1]
-        if self._batch > max_samples(length):
+        if self.batch > max_samples(length):
             raise DriverError(
-                f"{self._batch} samples of {length} values exceed a datagram: --batch "
+                f"{self.batch} samples of {length} values exceed a datagram: --batch "
                 f"{max_samples(length)} at most"
             )
         if self._blocks and self._blocks[0].alines.shape[1] != length:

@@ -7,17 +7,26 @@ name, so that a machine needs the vendor package of its own device and no other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from threading import Event
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from common.clock import Tick
+from common.wire import RobotCondition
 
 __all__ = [
     "CameraDriver",
     "DriverError",
     "Frame",
+    "Recorded",
+    "RecordedRobot",
+    "RecordingOver",
     "RobotDriver",
+    "RobotFault",
     "RobotReading",
     "SampleBlock",
     "SensorDriver",
@@ -26,6 +35,38 @@ __all__ = [
 
 class DriverError(RuntimeError):
     """A device that cannot be used (now); the message is one line that says what to do."""
+
+
+class RecordingOver(Exception):
+    """A recording has been played to its end: the program ends cleanly."""
+
+
+class RobotFault(DriverError):
+    """A robot that is there and says that it must not be used: an error, an emergency stop."""
+
+    def __init__(self, condition: RobotCondition, message: str) -> None:
+        """`condition` is what the receiver is told beside the message."""
+        super().__init__(message)
+        self.condition: RobotCondition = condition
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """What a driver is that plays a recording: nothing is left out to keep a rate, or for newer.
+
+    A driver says so by an attribute `recorded` (its value is not looked at).
+    """
+
+    recorded: bool
+
+
+@runtime_checkable
+class RecordedRobot(Protocol):
+    """A robot that plays a recording: its states come when they came, not on a clock."""
+
+    def ticks(self, stop: Event) -> Iterator[Tick]:
+        """A tick when the next reading is due, until `stop` is set or the recording is over."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +89,15 @@ class RobotReading:
 
 
 class RobotDriver(Protocol):
-    """A robot arm. Calls come from one thread. Any of them may raise DriverError."""
+    """A robot arm. Calls come one at a time: `open` from a thread of its own, others the loop's.
+
+    Any may raise DriverError, which means that the robot cannot be reached (any more), or
+    RobotFault, that it is there and must not be used. After both it is closed, and opened again
+    until that works.
+    """
 
     def open(self) -> None:
-        """Connect; ready to be read when it returns."""
+        """Connect; ready to be read (and moved) when it returns."""
         ...
 
     def read(self) -> RobotReading:

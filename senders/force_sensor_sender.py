@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,7 +24,7 @@ from common.clock import RateMeter, wall
 from common.wire import SampleBatch, encode_samples, max_samples
 from senders import registry, sensors
 from senders.batcher import Batcher
-from senders.drivers import DriverError, SensorDriver
+from senders.drivers import DriverError, Recorded, RecordingOver, SensorDriver
 from senders.program import Backoff, Every, check_number, check_port, resolve, run
 
 __all__ = ["DatagramSender", "SensorOptions", "SensorSender", "main"]
@@ -48,9 +49,11 @@ class SensorOptions:
     batch: int = 10
     """Samples in a datagram, 1 to 15."""
     driver: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Which sensor: sim, synthetic, …; without it, the one whose package is installed."""
+    """Which sensor: serial, sim, …; without it, the one whose package is installed."""
     driver_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Passed to the driver."""
+    config: Path | None = None
+    """YAML file with any of these options; the command line wins over it."""
     duration: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
     """Stop after so many seconds; without it, run until Ctrl+C."""
 
@@ -92,12 +95,24 @@ class DatagramSender:
         self._socket.close()
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """A driver that says what it left out or what went wrong, for the status line."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """A number for each word."""
+        ...
+
+
 class SensorSender:
     """The loop: read what the device has, fill batches, send those that are full or old."""
 
     def __init__(self, driver: SensorDriver, wire: DatagramSender, batcher: Batcher) -> None:
         """Use `driver` from the one thread that calls `run`; it is opened there."""
         self._driver, self._wire, self._batcher = driver, wire, batcher
+        self._recorded = isinstance(driver, Recorded)
+        self._over = False
         self._backoff = Backoff()
         self._rate = RateMeter()
         self._failures = 0
@@ -106,12 +121,18 @@ class SensorSender:
         self._status = Every()
 
     def run(self, stop: threading.Event) -> None:
-        """Read and send until `stop`; a device that fails is opened again, ever less often."""
-        while not stop.is_set():
+        """Read and send until `stop`; a device that fails is opened again, ever less often.
+
+        Returns too when the driver says that its recording is over.
+        """
+        while not stop.is_set() and not self._over:
             try:
                 self._driver.open()
                 logger.info("the sensor is open")
                 self._read_on(stop)
+            except RecordingOver as over:
+                self._over = True
+                logger.info("the recording is over%s", f": {over}" if str(over) else "")
             except DriverError as error:
                 self._failures += 1
                 delay_s = self._backoff.failed()
@@ -120,7 +141,7 @@ class SensorSender:
                 self._close()
             self._send(self._batcher.rest())
             # In slices, so that the status goes on being said while the device is away.
-            while not stop.is_set() and not self._backoff.due:
+            while not (stop.is_set() or self._over or self._backoff.due):
                 stop.wait(max(min(self._backoff.retry_at - time.monotonic(), 1.0), 0.0))
                 self._say_status()
         logger.info(self._summary())
@@ -134,8 +155,11 @@ class SensorSender:
             if block is not None:
                 heard_at = moment
                 self._backoff.worked()
+                if self._recorded and len(block.timestamps) == self._batcher.batch:
+                    # It was a datagram of its own, and is one again.
+                    self._send(self._batcher.rest())
                 self._batcher.add(block, moment)
-            elif moment - heard_at > _SILENT_S:
+            elif not self._recorded and moment - heard_at > _SILENT_S:
                 raise DriverError(f"no sample for {_SILENT_S:g} s")
             for batch in self._batcher.ready(moment):
                 self._send(batch)
@@ -167,6 +191,8 @@ class SensorSender:
         ]
         if self._batcher.unsound:
             parts.append(f"unsound {self._batcher.unsound}")
+        if isinstance(self._driver, Counting):
+            parts += [f"{word} {n}" for word, n in self._driver.counts.items() if n]
         if self._failures:
             parts.append(f"failures {self._failures}")
         return " | ".join(parts)

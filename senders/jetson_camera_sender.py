@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,13 @@ from common import endpoints
 from common.clock import wall
 from common.wire import encode_camera
 from senders import cameras, registry
-from senders.capture import CameraCapture
-from senders.drivers import CameraDriver
+from senders.cameras.attached import table
+from senders.cameras.rig import RigCamera, open_sources
+from senders.capture import CameraCapture, StartLine
+from senders.encoding import Encoders
 from senders.program import (
     Every,
     OptionError,
-    SenderError,
     check_number,
     check_port,
     open_socket,
@@ -38,6 +40,8 @@ __all__ = ["CameraOptions", "main"]
 logger = logging.getLogger("senders.camera")
 
 _LEAVE_S = 3.0
+_DELIVER_S = 5.0
+_LINGER_MS = 2000
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,20 @@ class CameraOptions:
     """Pixels."""
     quality: int = 75
     """JPEG quality, 1 to 100."""
+    encoders: int = 2
+    """Threads that encode JPEGs, for all cameras together."""
+    config: Path | None = None
+    """YAML file with any of these options and the cameras of a rig; the command line wins."""
+    rig: Annotated[tuple[RigCamera, ...], tyro.conf.Suppress] = ()
+    """The cameras, in the YAML file only: see rigs/known_rig.yaml."""
     driver: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Which cameras: sim, synthetic, …; without it, those whose package is installed."""
+    """Cameras of one kind: sim, synthetic, …; without it, the rig's, else all attached."""
     driver_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Passed to the driver."""
     cameras: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
     """Only these cameras; without it, all there are."""
+    list: bool = False
+    """Show the cameras that are attached, and the drivers there are, then leave."""
     duration: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
     """Stop after so many seconds; without it, run until Ctrl+C."""
 
@@ -72,7 +84,17 @@ class CameraOptions:
         check_number("--width", self.width, 16, 4096)
         check_number("--height", self.height, 16, 4096)
         check_number("--quality", self.quality, 1, 100)
-        registry.choose(cameras.DRIVERS, self.driver)
+        check_number("--encoders", self.encoders, 1, 16)
+        if self.rig and self.driver:
+            raise OptionError("--driver: the configuration lists a rig's cameras; give one of them")
+        if self.driver_options and not self.driver:
+            raise OptionError("--driver-options: for which driver? Give --driver too")
+        if self.driver:
+            registry.choose(cameras.DRIVERS, self.driver)
+        if not self.list:
+            for camera in self.rig:
+                if not self.names or camera.name in self.names:
+                    camera.check()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,35 +165,32 @@ def _pushing(
         try:
             push(socket, captures, fresh, stop)
         finally:
-            socket.close()
+            lossless = any(capture.recorded for capture in captures)
+            socket.close(linger=_LINGER_MS if lossless else 0)
+            if lossless:
+                zmq.Context.instance().term()  # sees that they leave
     except BaseException as error:  # handed to the main thread, which ends the program with it
         failed.append(error)
         stop.set()
 
 
-def open_cameras(options: CameraOptions) -> list[CameraDriver]:
+def make_captures(
+    options: CameraOptions, fresh: threading.Event, encoders: Encoders
+) -> Sequence[CameraCapture]:
     """The cameras to send; OptionError when a name that was asked for is not there."""
-    name = registry.choose(cameras.DRIVERS, options.driver)
     offered = {
         "width": options.width,
         "height": options.height,
         "fps": options.fps,
-        "names": options.names,
+        "quality": options.quality,
     }
-    offered = {key: value for key, value in offered.items() if value}
-    found: list[CameraDriver] = registry.make(
-        cameras.DRIVERS, name, offered, options.driver_options
-    )
-    there = [camera.name for camera in found]
-    if missing := [wanted for wanted in options.names if wanted not in there]:
-        raise OptionError(
-            f"--cameras: no {', '.join(missing)}; there are: {', '.join(there) or 'none'}"
-        )
-    if not found:
-        raise SenderError(f"driver {name} found no camera: is one plugged in?")
-    if len(set(there)) < len(there):
-        raise OptionError(f"--cameras: a name comes twice: {', '.join(there)}")
-    return [c for c in found if not options.names or c.name in options.names]
+    given = options.driver_options
+    sources = open_sources(options.rig, options.driver, given, options.names, offered)
+    start = StartLine(len(sources))
+    return [
+        CameraCapture(source.camera, source.fps, options.quality, fresh, encoders, start)
+        for source in sources
+    ]
 
 
 def _status(captures: Sequence[CameraCapture]) -> str:
@@ -183,25 +202,42 @@ def _status(captures: Sequence[CameraCapture]) -> str:
     return f"[CAMERA] {' | '.join(each)}"
 
 
+def _play_out(captures: Sequence[CameraCapture], stop: threading.Event) -> None:
+    """Wait for the last pictures of recordings that are over to leave, for a while."""
+    until = time.monotonic() + _DELIVER_S
+    while time.monotonic() < until and not all(c.finished for c in captures):
+        if stop.wait(0.05):
+            return
+    if left := sum(c.captured - c.sent - c.dropped - c.spoilt for c in captures):
+        logger.warning("%d pictures were not taken by a receiver", left)
+
+
 def send(options: CameraOptions, stop: threading.Event) -> None:
     """Run the sender until `stop`; raises SenderError when it cannot start."""
+    if options.list:
+        wanted = options.driver
+        shown = {k: e for k, e in cameras.DRIVERS.items() if wanted in (None, k)}
+        print(table(shown), flush=True)
+        return
     fresh, failed = threading.Event(), list[BaseException]()
-    captures = [
-        CameraCapture(camera, options.fps, options.quality, fresh)
-        for camera in open_cameras(options)
-    ]
+    encoders = Encoders(options.encoders)
+    captures = make_captures(options, fresh, encoders)
     logger.info("[CAMERA] %s → %s:%d", [c.name for c in captures], options.server_ip, options.port)
     pushing = (options, captures, fresh, stop, failed)
     threads = [threading.Thread(target=_pushing, args=pushing, name="push", daemon=True)]
+    threads += encoders.threads(stop)
     threads += [
         threading.Thread(target=c.run, args=(stop,), name=c.name, daemon=True) for c in captures
     ]
     for thread in threads:
         thread.start()
     status = Every()
-    while not stop.wait(1.0):
+    while not stop.wait(0.2):
         if status.due():
             logger.info(_status(captures))
+        if all(capture.over for capture in captures):
+            _play_out(captures, stop)
+            stop.set()
     for thread in threads:
         thread.join(_LEAVE_S)
     logger.info(_status(captures))

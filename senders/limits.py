@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +53,20 @@ class MotionLimits:
         return cls(
             joint_min_deg=arm.joint_min_deg,
             joint_max_deg=arm.joint_max_deg,
-            joint_speed_deg_s=tuple(speed_scale * speed for speed in arm.joint_speed_deg_s),
+            joint_speed_deg_s=arm.joint_speed_deg_s,
             pose_min_mm=(-reach, -reach, arm.d1_mm - reach),
             pose_max_mm=(reach, reach, arm.d1_mm + reach),
-            pose_speed_mm_s=speed_scale * _POSE_SPEED_MM_S,
-            pose_speed_deg_s=speed_scale * _POSE_SPEED_DEG_S,
+            pose_speed_mm_s=_POSE_SPEED_MM_S,
+            pose_speed_deg_s=_POSE_SPEED_DEG_S,
+        ).scaled(speed_scale)
+
+    def scaled(self, speed_scale: float) -> MotionLimits:
+        """The same limits at a fraction of every speed; ranges and largest steps stay."""
+        return replace(
+            self,
+            joint_speed_deg_s=tuple(speed_scale * speed for speed in self.joint_speed_deg_s),
+            pose_speed_mm_s=speed_scale * self.pose_speed_mm_s,
+            pose_speed_deg_s=speed_scale * self.pose_speed_deg_s,
         )
 
     def joints(self, control_hz: float) -> StepLimiter:

@@ -30,7 +30,9 @@ class DriverEntry:
         summary: what it drives, in a few words.
         needs: the package that must be importable, empty where none must.
         extra: what `pip install '.[extra]'` gets it with.
-        real: a device. Made-up data (False) is sent only when asked for by name.
+        real: a device that can be used without being told more. The rest (made-up data, a
+            recording, a device whose options must be given) is used only when asked for by name.
+        install: how to get the package where pip alone does not.
     """
 
     factory: str
@@ -38,6 +40,7 @@ class DriverEntry:
     needs: str = ""
     extra: str = ""
     real: bool = True
+    install: str = ""
 
     @property
     def installed(self) -> bool:
@@ -50,6 +53,8 @@ class DriverEntry:
     @property
     def how_to_install(self) -> str:
         """The command that gets the package."""
+        if self.install:
+            return self.install
         return f"pip install '.[{self.extra}]'" if self.extra else f"pip install {self.needs}"
 
     def describe(self, name: str) -> str:

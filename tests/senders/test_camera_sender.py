@@ -17,8 +17,9 @@ import zmq
 from common.clock import wall
 from common.wire import CameraFrame
 from senders.cameras.synthetic import open_synthetic_cameras
-from senders.capture import CameraCapture, FrameGate, encode_jpeg
+from senders.capture import CameraCapture, StartLine
 from senders.drivers import DriverError, Frame
+from senders.encoding import Encoders, encode_jpeg
 from senders.jetson_camera_sender import push
 
 VIEWS = ["View1", "View2", "View3", "View4", "View5"]
@@ -198,20 +199,27 @@ class Camera:
 
 
 def newest(capture: CameraCapture) -> float | None:
-    """Stamp of the picture that waits; it goes on waiting."""
-    return None if capture._slot is None else capture._slot.timestamp
+    """Stamp of the JPEG that waits; it goes on waiting."""
+    packet = capture.take()
+    if packet is None:
+        return None
+    capture.give_back(packet)
+    return packet.timestamp
 
 
 IMAGE = np.full((48, 64, 3), 100, np.uint8)
+NEW = 4e9  # stamps of the future count as of now; older ones would be from before the start
 
 
 @pytest.fixture
 def capturing() -> Iterator[Callable[..., CameraCapture]]:
     """`capturing(camera)`: its capture, running."""
-    stop, threads = threading.Event(), []
+    stop, encoders = threading.Event(), Encoders(1)
+    threads = encoders.threads(stop)
+    threads[0].start()
 
-    def begin(camera: Any, fps: float = 240.0) -> CameraCapture:
-        capture = CameraCapture(camera, fps, 75, threading.Event())
+    def begin(camera: Any) -> CameraCapture:
+        capture = CameraCapture(camera, 240.0, 75, threading.Event(), encoders, StartLine(1))
         threads.append(threading.Thread(target=capture.run, args=(stop,)))
         threads[-1].start()
         return capture
@@ -227,47 +235,37 @@ def capturing() -> Iterator[Callable[..., CameraCapture]]:
     [
         DriverError("unplugged"),
         RuntimeError("a bug"),
-        Frame(1.0),
-        Frame(1.0, jpeg=b"no JPEG"),
-        Frame(1.0, image=np.zeros((4, 4), np.uint8)),
+        Frame(NEW + 1),
+        Frame(NEW + 1, jpeg=b"no JPEG"),
+        Frame(NEW + 1, image=np.zeros((4, 4), np.uint8)),
     ],
 )
 def test_a_camera_that_fails_is_opened_again(capturing: Any, until: Any, trouble: Any) -> None:
-    camera = Camera("a", Frame(1.0, image=IMAGE), trouble, Frame(2.0, image=IMAGE))
+    camera = Camera("a", Frame(NEW + 1, image=IMAGE), trouble, Frame(NEW + 2, image=IMAGE))
     capture = capturing(camera)
-    until(lambda: newest(capture) == 2.0, "the picture after the failure")
+    until(lambda: newest(capture) == NEW + 2, "the picture after the failure")
     assert camera.opened == 2 and camera.closed >= 1 and capture.failures == 1
 
 
 def test_the_newest_picture_waits_and_those_overtaken_are_counted(
     capturing: Any, until: Any
 ) -> None:
-    camera = Camera("a", *(Frame(float(k), image=IMAGE) for k in range(1, 6)))
+    camera = Camera("a", *(Frame(NEW + k, image=IMAGE) for k in range(1, 6)))
     capture = capturing(camera)
-    until(lambda: newest(capture) == 5.0, "the last picture")
+    until(lambda: newest(capture) == NEW + 5, "the last picture")
     packet = capture.take()
-    assert packet is not None and (packet.seq, packet.timestamp) == (4, 5.0)
+    assert packet is not None and (packet.seq, packet.timestamp) == (4, NEW + 5)
     assert capture.dropped == 4 and capture.captured == 5
     assert capture.take() is None
 
 
 def test_a_jpeg_of_the_device_passes_untouched(capturing: Any, until: Any) -> None:
     jpeg = encode_jpeg(IMAGE, 30)
-    capture = capturing(Camera("a", Frame(1.0, jpeg=jpeg)))
+    capture = capturing(Camera("a", Frame(NEW + 1, jpeg=jpeg)))
     until(lambda: capture.waits, "the picture")
     packet = capture.take()
     assert packet is not None and packet.jpeg is jpeg
     assert (packet.width, packet.height) == (64, 48)
-
-
-def test_the_gate_thins_a_fast_camera_out_and_leaves_a_jittery_one_alone() -> None:
-    fast = FrameGate(30.0)
-    assert sum(fast.passes(100 + k / 60) for k in range(600)) == pytest.approx(300, abs=2)
-    jitter = np.random.default_rng(0).uniform(-0.01, 0.01, 300)
-    alike = FrameGate(30.0)
-    assert sum(alike.passes(100 + k / 30 + jitter[k]) for k in range(300)) >= 298
-    slow = FrameGate(30.0)
-    assert all(slow.passes(100 + k / 12) for k in range(100))
 
 
 def test_no_camera_is_starved_when_the_socket_takes_little() -> None:
@@ -287,13 +285,14 @@ def test_no_camera_is_starved_when_the_socket_takes_little() -> None:
             self.sent.append(frames[0])
 
     fresh, stop, socket = threading.Event(), threading.Event(), Socket()
-    captures = [CameraCapture(Camera(name), 30, 75, fresh) for name in VIEWS]  # type: ignore[arg-type]
+    shared = (fresh, Encoders(), StartLine(5))
+    captures = [CameraCapture(Camera(name), 30, 75, *shared) for name in VIEWS]
     thread = threading.Thread(target=push, args=(socket, captures, fresh, stop))
     thread.start()
     began = time.monotonic()
     while time.monotonic() - began < 0.5:
         for capture in captures:
-            capture._put(CameraFrame(capture.name, time.monotonic(), b"x"))
+            capture._done(CameraFrame(capture.name, time.monotonic(), b"x"))
         time.sleep(0.001)
     stop.set()
     thread.join(5)

@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import zmq
 
-from common.clock import wall
+from common.clock import Tick, wall
 from common.wire import Action, encode_action
-from senders.drivers import DriverError, RobotReading
+from senders.drivers import DriverError, RecordingOver, RobotFault, RobotReading
 from senders.executor import ActionExecutor
 from senders.limits import MotionLimits
 from senders.robot_log import COLUMNS, RobotLog
-from senders.robot_sender import RobotSender
+from senders.robot_loop import RobotSender
+from senders.robot_sender import RobotOptions, _limits
 
 STATE = struct.Struct("<ddf12f")
 
@@ -34,6 +36,7 @@ class Listener:
         self.socket.subscribe(b"")
         self.socket.connect(f"tcp://127.0.0.1:{port}")
         self.states: list[tuple[float, ...]] = []
+        self.statuses: list[dict[str, Any]] = []
         self.topics: list[bytes] = []
 
     def drain(self) -> None:
@@ -43,6 +46,8 @@ class Listener:
             if topic == b"robot_state":
                 assert len(payload) == 68
                 self.states.append(STATE.unpack(payload))
+            if topic == b"robot_status":
+                self.statuses.append(msgpack.unpackb(payload))
 
     def has(self, count: int) -> Callable[[], bool]:
         def enough() -> bool:
@@ -284,6 +289,7 @@ class FailingRobot:
         self.broken = threading.Event()
         self.sick = threading.Event()
         self.crash = threading.Event()
+        self.fault: DriverError | None = None
         self.joints = np.array([0.0, -10.0, 20.0, 0.0, 35.0, 0.0])
 
     def open(self) -> None:
@@ -294,6 +300,8 @@ class FailingRobot:
     def read(self) -> RobotReading:
         if self.crash.is_set():
             raise ZeroDivisionError
+        if self.fault is not None:
+            raise self.fault
         if self.broken.is_set():
             raise DriverError("no answer")
         joints = self.joints + (np.nan if self.sick.is_set() else 0.0)
@@ -312,18 +320,27 @@ class FailingRobot:
         self.calls.append("close")
 
 
+class Refused(list[str]):
+    """The reasons that actions were refused for."""
+
+    @property
+    def total(self) -> int:
+        return len(self)
+
+
 class Actions:
     """Stands for the stream of actions."""
 
     def __init__(self) -> None:
         self.waiting: list[Action] = []
+        self.refused = Refused()
 
     def poll(self) -> list[tuple[Action, float]]:
         taken, self.waiting = self.waiting, []
         return [(action, time.monotonic()) for action in taken]
 
     def refuse(self, reason: str) -> None:
-        raise AssertionError(reason)
+        self.refused.append(reason)
 
 
 @pytest.fixture
@@ -408,3 +425,208 @@ def test_a_refused_pose_puts_the_robot_on_hold(loop: Any, until: Any) -> None:
     before = len(listener.states)
     until(listener.has(before + 5), "states all the same")
     assert robot.calls.count("open") == 1
+    assert not actions.refused
+
+
+# --- what is said of the robot's condition -------------------------------------------------------
+
+
+def conditions(listener: Listener) -> list[str]:
+    listener.drain()
+    return [status["condition"] for status in listener.statuses]
+
+
+def heard(listener: Listener, condition: str) -> Callable[[], bool]:
+    return lambda: conditions(listener)[-1:] == [condition]
+
+
+@pytest.mark.parametrize(
+    ("fault", "condition"),
+    [
+        (RobotFault("emergency_stop", "it was pressed"), "emergency_stop"),
+        (RobotFault("error", "[3041] collision"), "error"),
+        (DriverError("no answer"), "lost"),
+    ],
+)
+def test_a_condition_is_told_at_its_change_and_every_second(
+    loop: Any, until: Any, fault: DriverError, condition: str
+) -> None:
+    robot = FailingRobot()
+    listener, _, _ = loop(robot)
+    until(listener.has(10), "states")
+    until(heard(listener, "ok"), "ok")
+    first = len(listener.statuses)
+    robot.fault = fault
+    until(heard(listener, condition), condition)
+    topics = len(listener.topics)
+    until(lambda: conditions(listener)[first:].count(condition) >= 2, "it told again")
+    assert listener.statuses[-1]["detail"] == str(fault)
+    assert abs(listener.statuses[-1]["timestamp"] - wall()) < 20
+    assert set(listener.topics[topics:]) == {b"robot_status"}  # and no state meanwhile
+    robot.fault = None
+    until(heard(listener, "ok"), "ok again")
+    assert listener.statuses[-1]["detail"] == ""
+    until(listener.has(len(listener.states) + 5), "states again")
+    # ok comes before the first state, not after it.
+    ok = max(k for k, topic in enumerate(listener.topics[topics:]) if topic == b"robot_status")
+    assert b"robot_state" in listener.topics[topics:][ok:]
+
+
+def test_a_robot_that_takes_long_to_open_delays_no_status_and_no_stop(
+    loop: Any, until: Any
+) -> None:
+    class Slow(FailingRobot):
+        let = threading.Event()
+
+        def open(self) -> None:
+            super().open()
+            self.let.wait(30)
+
+    robot = Slow()
+    listener, thread, stop = loop(robot)
+    until(lambda: conditions(listener).count("lost") >= 2, "two statuses")
+    assert robot.calls == ["open"] and not listener.states
+    robot.let.set()
+    until(listener.has(5), "states")
+    assert robot.calls == ["open"]
+    stop.set()
+    thread.join(10)
+    assert robot.calls == ["open", "close"]
+
+
+def test_a_stop_while_the_robot_is_opened_leaves_it_to_that(loop: Any, until: Any) -> None:
+    class Stuck(FailingRobot):
+        let = threading.Event()
+
+        def open(self) -> None:
+            super().open()
+            self.let.wait(30)
+
+    robot = Stuck()
+    _, thread, stop = loop(robot)
+    until(lambda: robot.calls, "open")
+    stop.set()
+    thread.join(15)
+    assert not thread.is_alive()
+    assert robot.calls == ["open"]  # no two calls at once
+    robot.let.set()
+
+
+@pytest.mark.parametrize("condition", ["emergency_stop", "error"])
+def test_after_a_fault_only_fresh_actions_move_the_robot(
+    loop: Any, until: Any, condition: Any
+) -> None:
+    robot, actions = FailingRobot(), Actions()
+    executor = ActionExecutor(MotionLimits.of_arm(), 100.0, 10.0)
+    listener, _, _ = loop(robot, (actions, executor))
+    until(listener.has(5), "states")
+    rows = np.tile(robot.joints, (8, 1)).astype(np.float32)
+
+    def act(seq: int) -> None:
+        now = time.time()
+        # A minute to each row: the plan is far from over when the robot comes back.
+        action = Action(seq, now, now, 1, 0.1, 9.0, "joint_position", rows)
+        actions.waiting.append(action)
+
+    act(0)
+    until(lambda: "move" in robot.calls, "motion")
+    robot.fault = RobotFault(condition, "stop")
+    until(heard(listener, condition), condition)
+    until(lambda: "close" in robot.calls, "the robot let go of")
+    first_close = robot.calls.index("close")
+    assert robot.calls[first_close - 1] == "hold"
+    act(1)
+    until(lambda: "no_state" in actions.refused, "the action refused")
+    robot.fault = None
+    before = len(listener.states)
+    until(listener.has(before + 15), "states again")
+    assert "move" not in robot.calls[first_close:]
+    act(2)
+    until(lambda: "move" in robot.calls[first_close:], "motion by a fresh action")
+
+
+def test_a_publisher_that_fails_stops_nothing(tmp_path: Path, until: Any) -> None:
+    class Failing:
+        sent = 0
+
+        def send_multipart(self, *_: Any) -> None:
+            self.sent += 1
+            raise zmq.ZMQError(zmq.ENOTSUP)
+
+    robot, publisher, stop = FailingRobot(), Failing(), threading.Event()
+    log = RobotLog(tmp_path)
+    sender = RobotSender(robot, publisher, log, 100.0)  # type: ignore[arg-type]
+    thread = threading.Thread(target=sender.run, args=(stop,))
+    thread.start()
+    until(lambda: publisher.sent > 20, "attempts to publish")
+    stop.set()
+    thread.join(10)
+    log.close()
+    assert not thread.is_alive() and robot.calls == ["open", "close"]
+
+
+# --- a recording ---------------------------------------------------------------------------------
+
+
+class Recording(FailingRobot):
+    """Twenty readings, due at once; its end is the end of its ticks, or an exception."""
+
+    def __init__(self, raises: bool) -> None:
+        super().__init__()
+        self.raises, self.left = raises, 20
+
+    def ticks(self, stop: threading.Event) -> Iterator[Tick]:
+        assert self.calls == ["open"]
+        index = 0
+        while self.left or self.raises:
+            yield Tick(index, time.monotonic(), 0.0, 0)
+            index += 1
+
+    def read(self) -> RobotReading:
+        if not self.left:
+            raise RecordingOver
+        self.left -= 1
+        return RobotReading(wall(), self.joints, np.full(6, float(20 - self.left)))
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_recording_is_played_whole_at_its_own_pace_and_ends_the_program(
+    zmq_context: Any, tmp_path: Path, until: Any, raises: bool
+) -> None:
+    class Publisher:
+        def __init__(self) -> None:
+            self.sent: list[list[bytes]] = []
+
+        def send_multipart(self, frames: list[bytes], *_: Any) -> None:
+            self.sent.append(frames)
+
+    publisher, log = Publisher(), RobotLog(tmp_path)
+    robot = Recording(raises)
+    RobotSender(robot, publisher, log, 1.0).run(threading.Event())  # type: ignore[arg-type]
+    log.close()
+    states = [STATE.unpack(frames[1]) for frames in publisher.sent if frames[0] == b"robot_state"]
+    assert [state[9] for state in states] == list(range(1, 21))
+    assert publisher.sent[-1][0] == b"episode_end" and robot.calls == ["open", "close"]
+
+
+def test_a_recording_that_cannot_be_opened_ends_the_program(tmp_path: Path) -> None:
+    from senders.program import SenderError
+
+    class Publisher:
+        def send_multipart(self, *_: Any) -> None: ...
+
+    robot, log = Recording(False), RobotLog(tmp_path)
+    robot.broken.set()
+    with pytest.raises(SenderError, match="it is off"):
+        RobotSender(robot, Publisher(), log, 1.0).run(threading.Event())  # type: ignore[arg-type]
+    log.close()
+
+
+def test_a_drivers_own_limits_are_used_at_the_part_of_the_speed_asked_for() -> None:
+    own = MotionLimits((-1.0,) * 6, (1.0,) * 6, (10.0,) * 6)
+    robot: Any = FailingRobot()
+    options = RobotOptions(speed_scale=0.25)
+    assert _limits(robot, options) == MotionLimits.of_arm(speed_scale=0.25)
+    robot.limits = own
+    assert _limits(robot, options).joint_speed_deg_s == (2.5,) * 6
+    assert _limits(robot, options).joint_max_deg == (1.0,) * 6

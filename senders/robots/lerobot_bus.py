@@ -1,0 +1,134 @@
+"""What LeRobot leaves out on the servo buses (Feetech, Dynamixel) that most of its arms are on.
+
+LeRobot reads positions without looking at the servos' error bytes, and switches the torque on
+while a servo may still hold an old target. Both are done here, through LeRobot's own bus.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from senders.drivers import DriverError, RobotFault
+
+__all__ = ["joint_ranges", "make_ready", "raise_faults", "serial_bus", "switch_torque"]
+
+# Register with a bit for each error, and what the bits mean: the error bits of Feetech's SDK
+# (scservo_sdk, ERRBIT_*); "Hardware Error Status" of the Dynamixel X series' manual.
+_FAULTS = {
+    "Status": ("voltage", "position sensor", "overheated", "overcurrent", "bit 4", "overload"),
+    "Hardware_Error_Status": (
+        "input voltage",
+        "bit 1",
+        "overheated",
+        "encoder",
+        "electrical shock",
+        "overload",
+    ),
+}
+
+_COMM_SUCCESS = 0
+"""The same in both servo makers' SDKs."""
+
+
+def serial_bus(robot: Any) -> Any | None:
+    """The robot's one bus of serial servos; None for a robot that is not built like that."""
+    from lerobot.motors.motors_bus import SerialMotorsBus
+
+    bus = getattr(robot, "bus", None)
+    return bus if isinstance(bus, SerialMotorsBus) else None
+
+
+def joint_ranges(robot: Any, joints: tuple[str, ...]) -> list[tuple[float, float]] | None:
+    """Lowest and highest value of each joint by the calibration; None where there is none.
+
+    Degrees (about the middle of the calibrated range, as LeRobot counts), or the percents of a
+    joint that LeRobot does not give in degrees, such as a gripper.
+    """
+    from lerobot.motors import MotorNormMode
+
+    bus = serial_bus(robot)
+    if bus is None or not set(joints) <= set(bus.motors) & set(bus.calibration):
+        return None
+    ranges = []
+    for joint in joints:
+        motor, calibrated = bus.motors[joint], bus.calibration[joint]
+        ticks = bus.model_resolution_table[motor.model] - 1
+        half = (calibrated.range_max - calibrated.range_min) / 2 * 360.0 / ticks
+        ranges.append(
+            {
+                MotorNormMode.RANGE_0_100: (0.0, 100.0),
+                MotorNormMode.RANGE_M100_100: (-100.0, 100.0),
+                MotorNormMode.DEGREES: (-half, half),
+            }[motor.norm_mode]
+        )
+    return ranges
+
+
+def make_ready(robot: Any, how_to_calibrate: str) -> None:
+    """Look at the servos before LeRobot connects, which switches their torque on.
+
+    Every servo's target becomes where it stands, so that the arm does not jump to an old one.
+    Raises DriverError for servos that are missing or not calibrated, RobotFault for an error.
+    """
+    bus = serial_bus(robot)
+    if bus is None:
+        return
+    bus.connect(handshake=False)
+    try:
+        _check_present(bus)
+        raise_faults(robot)
+        if not bus.is_calibrated:
+            raise DriverError(
+                f"the servos do not hold the calibration of {robot.calibration_fpath}: "
+                f"{how_to_calibrate}"
+            )
+        standing = bus.sync_read("Present_Position", normalize=False, num_retry=2)
+        bus.sync_write("Goal_Position", standing, normalize=False)
+    finally:
+        bus.disconnect(disable_torque=False)
+
+
+def _check_present(bus: Any) -> None:
+    """DriverError that names the servos that do not answer."""
+    # A servo in error answers a ping with an error, which LeRobot takes for no answer.
+    missing = []
+    for name, motor in bus.motors.items():
+        _, result, _ = bus.packet_handler.ping(bus.port_handler, motor.id)
+        if result != _COMM_SUCCESS:
+            missing.append(f"{motor.id} ({name})")
+    if missing:
+        raise DriverError(
+            f"no answer from servo {', '.join(missing)} on {bus.port}: check power and cables"
+        )
+
+
+def raise_faults(robot: Any) -> None:
+    """RobotFault when a servo reports an error; LeRobot reads positions without looking."""
+    bus = serial_bus(robot)
+    if bus is None:
+        return
+    tables = [bus.model_ctrl_table[model] for model in bus.models]
+    for register, meanings in _FAULTS.items():
+        if not all(register in table for table in tables):
+            continue
+        found = bus.sync_read(register, normalize=False, num_retry=2)
+        shown = [
+            f"{name}: {_names(int(bits), meanings)}" for name, bits in found.items() if int(bits)
+        ]
+        if shown:
+            raise RobotFault(
+                "error", f"{'; '.join(shown)}; relieve the arm, switch its power off and on"
+            )
+
+
+def _names(bits: int, meanings: tuple[str, ...]) -> str:
+    named = [text for bit, text in enumerate(meanings) if bits >> bit & 1]
+    return ", ".join(named) or f"status {bits:#04x}"
+
+
+def switch_torque(robot: Any, on: bool) -> None:
+    """Switch every servo's torque; DriverError for a robot of which that is not known."""
+    bus = serial_bus(robot)
+    if bus is None:
+        raise DriverError("torque=false works with arms on a servo bus only")
+    (bus.enable_torque if on else bus.disable_torque)()
