@@ -39,6 +39,7 @@ class ActionRecord:
     """
 
     episode: int
+    episode_at: float
     number: int
     at: float
     deadline: float
@@ -100,6 +101,7 @@ class ActionLoop:
         self._previous: ActionChunk | None = None
         self._number = 0
         self._episode = 0
+        self._episode_at = 0.0
         self._update: FeatureUpdate | None = None
         self._uses = 0
         self._held = ""
@@ -158,6 +160,7 @@ class ActionLoop:
         episode = self._episodes.current
         if episode is not None and episode.number != self._episode:
             self._episode, self._number, self._previous = episode.number, 0, None
+            self._episode_at = episode.started_at
         # Where there is no robot nothing marks an episode: any features will do.
         marked = self._robot_required or seen.robot is not None
         reason = self._guard.reason(seen, update, episode if marked else None)
@@ -237,6 +240,7 @@ class ActionLoop:
         self._record(
             ActionRecord(
                 episode=self._episode,
+                episode_at=self._episode_at,
                 number=self._number,
                 at=now(),
                 deadline=to_now(tick.deadline),

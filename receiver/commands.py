@@ -27,6 +27,15 @@ def is_ready(observation: Observation, spec: PolicySpec, robot_required: bool) -
     )
 
 
+_STATUS_LASTS_S = 3.0
+"""A condition is repeated every second; without that it says nothing of now."""
+_CONDITIONS = {
+    "lost": "robot lost",
+    "error": "robot error",
+    "emergency_stop": "robot emergency stop",
+}
+
+
 class Guard:
     """Says whether the output must be on hold, and why."""
 
@@ -57,6 +66,12 @@ class Guard:
         return at - seen.at > min(self._stale_after.robot_s, self._stale_after.sensor_s)
 
     def _robot(self, seen: Observation) -> str:
+        # What the robot's side knows is said before what its silence shows.
+        said = seen.robot_status
+        if said is not None and seen.at - said.arrived_at <= _STATUS_LASTS_S:
+            condition = _CONDITIONS.get(said.status.condition)
+            if condition:
+                return condition
         limit_s = self._stale_after.robot_s
         # A robot that is not needed may be absent; one that was there and falls silent may not.
         if seen.robot is None and not self._robot_required:

@@ -71,6 +71,10 @@ class Console:
         logging.raiseExceptions = False
         self._listener.start()
 
+    def also(self, handler: logging.Handler) -> None:
+        """Give the lines to this handler too, in the thread that writes them."""
+        self._listener.handlers = (*self._listener.handlers, handler)
+
     @property
     def dropped(self) -> int:
         """Lines that were dropped because nobody took them."""

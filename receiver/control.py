@@ -1,4 +1,4 @@
-"""Lines typed while the receiver runs: `task TEXT` changes the instruction."""
+"""Lines typed while the receiver runs: `task TEXT`, `record on`, `record off`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import select
 import sys
 import threading
+from typing import Protocol
 
 from receiver.threads import Latest
 
@@ -18,20 +19,36 @@ _POLL_S = 0.25
 _LONGEST = 2000
 
 
-def _obey(line: str, task: Latest[str]) -> None:
+class Switch(Protocol):
+    """What can be switched on and off."""
+
+    def start(self) -> None:
+        """On."""
+        ...
+
+    def stop(self) -> None:
+        """Off."""
+        ...
+
+
+def _obey(line: str, task: Latest[str], recorder: Switch) -> None:
     word, _, text = line.strip().partition(" ")
+    text = text.strip()
     if not word:
         return
-    if word != "task" or not text.strip():
-        logger.warning("not understood: %.60r; `task TEXT` changes the instruction", line.strip())
+    if word == "record" and text in ("on", "off"):
+        (recorder.start if text == "on" else recorder.stop)()
+    elif word != "task" or not text:
+        known = "`task TEXT` changes the instruction, `record on` and `record off` the recording"
+        logger.warning("not understood: %.60r; %s", line.strip(), known)
     elif len(text) > _LONGEST:
         logger.warning("an instruction of over %d characters is refused", _LONGEST)
     else:
-        task.put(text.strip())
-        logger.info("task is now: %s", text.strip())
+        task.put(text)
+        logger.info("task is now: %s", text)
 
 
-def listen(task: Latest[str], stop: threading.Event) -> None:
+def listen(task: Latest[str], recorder: Switch, stop: threading.Event) -> None:
     """Obey lines from stdin until it ends or `stop` is set."""
     try:
         source = sys.stdin.fileno()
@@ -50,4 +67,4 @@ def listen(task: Latest[str], stop: threading.Event) -> None:
         *whole, pending = (pending + data).split(b"\n")
         pending = pending[-2 * _LONGEST :]
         for line in whole:
-            _obey(line.decode("utf-8", "replace"), task)
+            _obey(line.decode("utf-8", "replace"), task, recorder)

@@ -7,7 +7,7 @@ import math
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,12 +17,14 @@ from common import endpoints, wire
 from common.clock import ClockOffset, RateMeter, now
 from common.counters import MalformedCounters
 from common.ring import SampleRing
-from common.wire import CameraFrame, MalformedMessage, RobotState
+from common.wire import CameraFrame, MalformedMessage, RobotState, RobotStatus
 from receiver.episodes import Episodes
+from receiver.taps import Tap
 from receiver.threads import Latest
 from receiver.views import view_of
 
-__all__ = ["CameraInput", "InputError", "RobotInput", "SensorInput", "StoredFrame", "StoredState"]
+__all__ = ["CameraInput", "InputError", "RobotInput", "SensorInput"]
+__all__ += ["StoredFrame", "StoredState", "StoredStatus"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,14 @@ class StoredState:
 
     state: RobotState
     sampled_at: float
+    arrived_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStatus:
+    """What the robot's side last said of the robot's condition, and when that came."""
+
+    status: RobotStatus
     arrived_at: float
 
 
@@ -113,6 +123,7 @@ class CameraInput(_ZmqInput):
         views: Collection[str],
         mapping: Mapping[str, str],
         counters: MalformedCounters,
+        taps: Sequence[Tap] = (),
     ) -> None:
         """Bind the PULL socket; InputError when the port is taken."""
         sock = context.socket(zmq.PULL)
@@ -121,7 +132,7 @@ class CameraInput(_ZmqInput):
         sock.setsockopt(zmq.MAXMSGSIZE, 2 * wire.MAX_JPEG)
         bind_or_fail(sock, bind, port, "cameras")
         super().__init__(sock, counters)
-        self._mapping = mapping
+        self._mapping, self._taps = mapping, taps
         self.views = {view: ViewStream() for view in views}
         self.unmapped: dict[str, int] = {}
 
@@ -148,7 +159,10 @@ class CameraInput(_ZmqInput):
             stream.last_seq = frame.seq
         stream.meter.add()
         captured_at = min(stream.clock.to_local(frame.timestamp), arrived_at)
-        stream.newest.put(StoredFrame(frame, captured_at, arrived_at))
+        stored = StoredFrame(frame, captured_at, arrived_at)
+        stream.newest.put(stored)
+        for tap in self._taps:
+            tap.frame(view, stored)
 
 
 class RobotInput(_ZmqInput):
@@ -161,6 +175,7 @@ class RobotInput(_ZmqInput):
         port: int,
         episodes: Episodes,
         counters: MalformedCounters,
+        taps: Sequence[Tap] = (),
     ) -> None:
         """Connect the SUB socket; it finds the sender whenever that starts."""
         sock = context.socket(zmq.SUB)
@@ -178,8 +193,9 @@ class RobotInput(_ZmqInput):
                 f"robot: {host}:{port} is no address to connect to ({error})"
             ) from None
         super().__init__(sock, counters)
-        self._episodes = episodes
+        self._episodes, self._taps = episodes, taps
         self.newest: Latest[StoredState] = Latest()
+        self.status: Latest[StoredStatus] = Latest()
         self.clock = ClockOffset()
         self.meter = RateMeter()
 
@@ -188,12 +204,28 @@ class RobotInput(_ZmqInput):
         if isinstance(message, wire.EpisodeEnd):
             self._episodes.end()
             return
+        if isinstance(message, wire.RobotStatus):
+            self._take_status(StoredStatus(message, arrived_at))
+            return
         if not self.clock.update(message.send_timestamp, arrived_at):
             raise MalformedMessage(endpoints.ROBOT.stream, "clock", "stamp far from the others")
         self.meter.add()
         sampled_at = min(self.clock.to_local(message.origin_timestamp), arrived_at)
-        self.newest.put(StoredState(message, sampled_at, arrived_at))
+        stored = StoredState(message, sampled_at, arrived_at)
+        self.newest.put(stored)
         self._episodes.begin_if_none()
+        for tap in self._taps:
+            tap.state(stored)
+
+    def _take_status(self, said: StoredStatus) -> None:
+        before, status = self.status.get(), said.status
+        if before is None or before.status.condition != status.condition:
+            detail = f": {status.detail}" if status.detail else ""
+            if status.condition != "ok":
+                logger.warning("[ROBOT] %s%s", status.condition, detail)
+            elif before is not None:
+                logger.info("[ROBOT] ok again")
+        self.status.put(said)
 
 
 class SensorInput:
@@ -208,6 +240,7 @@ class SensorInput:
         rate_hz: float,
         stale_after_s: float,
         counters: MalformedCounters,
+        taps: Sequence[Tap] = (),
     ) -> None:
         """Bind the UDP socket; InputError when the port is taken."""
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
@@ -223,7 +256,7 @@ class SensorInput:
         self._aline_length = aline_length
         self._rate_hz = rate_hz
         self._stale_after_s = stale_after_s
-        self._counters = counters
+        self._counters, self._taps = counters, taps
         # Force is watched over a tenth of a second even for a policy that takes no window.
         rows = max(window, math.ceil(_FORCE_WATCHED_S * rate_hz))
         self.ring = SampleRing(rows, 1 + aline_length, slack=max(int(rate_hz), 64))
@@ -265,6 +298,8 @@ class SensorInput:
         self.ring.append(batch.timestamps, batch.forces, batch.alines)
         self.meter.add(len(batch))
         self.arrived_at = arrived_at
+        for tap in self._taps:
+            tap.samples(datagram, arrived_at)
 
     def _count_lost(self, stamps: np.ndarray) -> None:
         """Samples carry no number: what is missing shows as a gap between two datagrams."""

@@ -46,6 +46,12 @@ def waiting(
     return line if robot is None else f"{line} | Robot: {robot}"
 
 
+def recording(on: bool, written_bytes: int, dropped: int, failure: str) -> str:
+    """The status block's line about the recording."""
+    state = "on" if on else f"stopped: {failure}" if failure else "off"
+    return f"Recording: {state} | {written_bytes / 2**20:.1f} MB | dropped: {dropped}"
+
+
 def status(
     *,
     updates: int,

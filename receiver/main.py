@@ -22,10 +22,11 @@ from common.stopping import stopping
 from policies.base import ActionChunk, DualRatePolicy, PolicyError
 from receiver import control
 from receiver.console import Console
+from receiver.folders import SessionFolders
 from receiver.inputs import InputError
 from receiver.options import ReceiverOptions
 from receiver.priority import this_process_first
-from receiver.results import ResultsWriter
+from receiver.rerun_tap import RerunError
 from receiver.runtime import Runtime
 from receiver.status import banner, draw, status_lines, waiting_line
 from receiver.summary import summarize, write_json
@@ -41,20 +42,21 @@ _TICK_S = 0.1
 def main() -> int:
     """Parse, build, run, stop; the exit code."""
     options = cli.parse(ReceiverOptions)
-    if options.save_data:
-        cli.fail("--save-data: this version does not record sessions yet; run without it")
-    results = _results(options)
+    folders = _folders(options)
     policy = _policy(options)
     live = sys.stdout.isatty() and not options.plain
     console = Console(live)
     with stopping() as stop:
         try:
-            run = Runtime(options, policy, results, console, stop)
+            run = Runtime(options, policy, folders, console, stop)
         except InputError as error:
             console.close()
             cli.fail(
                 f"{error}; is another receiver running, or is another port meant (--ports)?", 1
             )
+        except RerunError as error:
+            console.close()
+            cli.fail(str(error))
         for line in banner(options, policy.spec):
             logger.info(line)
         # A thread that wakes up waits for this long for one that computes: the default is 5 ms.
@@ -62,7 +64,7 @@ def main() -> int:
         before_others = this_process_first()
         run.start()
         _say_priority(before_others)
-        Worker("control", lambda: control.listen(run.task, stop), lambda _: None).start()
+        Worker("control", lambda: control.listen(run.task, run.recorder, stop), _ignore).start()
         try:
             if live:
                 _show(run)
@@ -85,9 +87,13 @@ def _say_priority(before_others: bool) -> None:
         )
 
 
-def _results(options: ReceiverOptions) -> ResultsWriter:
+def _ignore(_: str) -> None:
+    """What is typed is a convenience: nothing ends because it failed."""
+
+
+def _folders(options: ReceiverOptions) -> SessionFolders:
     try:
-        return ResultsWriter(options.output_dir)
+        return SessionFolders(options.output_dir)
     except OSError as error:
         cli.fail(f"--output-dir {options.output_dir}: {error.strerror}; name a folder to write to")
 
@@ -162,8 +168,8 @@ def _finish(run: Runtime) -> int:
     summary = summarize(run)
     if not run.started:
         logger.warning("stopped before inference started: %s", waiting_line(run))
-    for folder in run.results.folders:
-        logger.info("inference results: %s", folder)
+    for folder in run.folders.made:
+        logger.info("session: %s", folder)
     if run.options.summary:
         try:
             write_json(summary, run.options.summary)

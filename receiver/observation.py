@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.clock import now
-from receiver.inputs import CameraInput, RobotInput, SensorInput, StoredFrame, StoredState
+from receiver.inputs import (
+    CameraInput,
+    RobotInput,
+    SensorInput,
+    StoredFrame,
+    StoredState,
+    StoredStatus,
+)
 
 __all__ = ["Observation", "Observer"]
 
@@ -26,6 +33,7 @@ class Observation:
         force_peak_n: largest absolute force among the newest samples, whether or not the policy
             takes a sensor window; None without samples.
         robot: the newest robot state, if any.
+        robot_status: what the robot's side last said of it, if it ever did.
     """
 
     at: float
@@ -35,6 +43,7 @@ class Observation:
     sensor_age_s: float
     force_peak_n: float | None
     robot: StoredState | None
+    robot_status: StoredStatus | None = None
 
 
 class Observer:
@@ -66,4 +75,5 @@ class Observer:
             sensor_age_s=float("inf") if arrived_at is None else at - arrived_at,
             force_peak_n=float(np.abs(rows[:, 0]).max()) if len(rows) else None,
             robot=self.robot.newest.get(),
+            robot_status=self.robot.status.get(),
         )

@@ -11,7 +11,7 @@ from common import endpoints
 from common.kinematics import MECA500
 from common.wire import ALINE_LENGTH
 
-__all__ = ["Limits", "Ports", "ReceiverOptions", "StaleAfter"]
+__all__ = ["Limits", "Ports", "ReceiverOptions", "Recording", "StaleAfter"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,19 @@ class Limits:
             raise ValueError("limits: speeds, steps and the force must be above 0")
 
 
+@dataclass(frozen=True)
+class Recording:
+    """How sessions are recorded."""
+
+    keep_free_mb: float = 500.0
+    """Recording stops when less than this is left on the disk."""
+
+    def __post_init__(self) -> None:
+        """ValueError for a limit that makes no sense."""
+        if not 0 <= self.keep_free_mb < math.inf:
+            raise ValueError("recording: keep_free_mb must be 0 or more")
+
+
 RIG_VIEWS = {
     "41182735": "View1",
     "49429257": "View2",
@@ -119,7 +132,7 @@ class ReceiverOptions:
     vl_reuse: int = 4
     """A vision-language feature serves this many actions before a newer one is due."""
     save_data: bool = False
-    """Record the session (not in this version: refused)."""
+    """Record the session; `record on` and `record off` typed while running change it."""
     robot_ip: str = "localhost"
     """Where the robot sender publishes."""
     task: str | None = None
@@ -142,6 +155,14 @@ class ReceiverOptions:
     """Hugging Face folder or id of the backbone, for a checkpoint that does not hold it."""
     config: Path | None = None
     """YAML file with any of these options; the command line wins over it."""
+    rerun: bool = False
+    """Show views, joints, force, A-scans, actions and latencies live in Rerun's viewer."""
+    rerun_save: Path | None = None
+    """Write what Rerun would show into this .rrd file."""
+    rerun_connect: str | None = None
+    """Show it in a Rerun viewer that runs, e.g. rerun+http://192.168.0.7:9876/proxy."""
+    rerun_serve: int | None = None
+    """Let Rerun viewers on this machine connect on this port."""
     plain: bool = False
     """Plain lines even on a terminal."""
     bind: str = "*"
@@ -157,6 +178,7 @@ class ReceiverOptions:
     ports: Ports = field(default_factory=Ports)
     stale_after: StaleAfter = field(default_factory=StaleAfter)
     limits: Limits = field(default_factory=Limits)
+    recording: Recording = field(default_factory=Recording)
     views: dict[str, str] = field(default_factory=lambda: dict(RIG_VIEWS))
     """Camera name or ZED serial number → view."""
 

@@ -6,11 +6,11 @@ import json
 import logging
 import queue
 import threading
-import time
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from common.session import layout
 from receiver.actions import ActionRecord
+from receiver.folders import SessionFolder, SessionFolders
 
 __all__ = ["ResultsWriter"]
 
@@ -55,11 +55,9 @@ def record_json(record: ActionRecord) -> dict[str, Any]:
 class _ResultsFile:
     """A JSON list that grows: its end is overwritten by each batch, so that it is always whole."""
 
-    def __init__(self, folder: Path, stamp: str) -> None:
-        folder.mkdir(parents=True)
-        self.folder = folder
+    def __init__(self, place: SessionFolder) -> None:
         self._file: BinaryIO = open(  # noqa: SIM115  kept open across calls
-            folder / f"inference_results_{stamp}.json", "wb"
+            place.path / layout.results_name(place.stamp), "xb"
         )
         self._file.write(b"[" + _END)
         self._file.flush()
@@ -82,19 +80,14 @@ class _ResultsFile:
 class ResultsWriter:
     """Takes records from the fast loop without making it wait; a thread of its own writes them."""
 
-    def __init__(self, output_dir: Path) -> None:
-        """Make session folders in `output_dir`; OSError when nothing can be written there."""
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".dualrate_{time.time_ns()}"
-        probe.touch()
-        probe.unlink()
-        self._output_dir = output_dir
+    def __init__(self, folders: SessionFolders) -> None:
+        """Write into the episodes' folders."""
+        self._folders = folders
         self._queue: queue.Queue[ActionRecord] = queue.Queue(_QUEUE)
         self._file: _ResultsFile | None = None
         self._episode = -1
         self._broken = False
         self.lost = 0
-        self.folders: list[Path] = []
 
     def record(self, record: ActionRecord) -> None:
         """Queue one record; counted as lost when the disk cannot keep up."""
@@ -127,7 +120,7 @@ class ResultsWriter:
     def _write(self, episode: int, records: list[ActionRecord]) -> None:
         try:
             if episode != self._episode or self._file is None:
-                self._open(episode, records[0].at)
+                self._open(episode, records[0].episode_at)
             assert self._file is not None
             self._file.append(records)
             self._broken = False
@@ -140,15 +133,9 @@ class ResultsWriter:
                     error,
                 )
 
-    def _open(self, episode: int, at: float) -> None:
+    def _open(self, episode: int, started_at: float) -> None:
         if self._file:
             self._file.close()
             self._file = None
-        stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(at))
-        name, suffix = f"async_inference_{stamp}", 1
-        while (self._output_dir / name).exists():
-            suffix += 1
-            name = f"async_inference_{stamp}_{suffix}"
-        self._file = _ResultsFile(self._output_dir / name, stamp)
+        self._file = _ResultsFile(self._folders.of_episode(episode, started_at))
         self._episode = episode
-        self.folders.append(self._output_dir / name)

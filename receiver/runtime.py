@@ -7,22 +7,27 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import zmq
 
 from common.clock import Ticker
 from common.counters import MalformedCounters
 from policies.base import DualRatePolicy
-from receiver.actions import ActionLoop
+from receiver.actions import ActionLoop, ActionRecord
 from receiver.commands import ActionPublisher, Guard
 from receiver.console import Console
 from receiver.episodes import Episodes
 from receiver.features import FeatureLoop
+from receiver.folders import SessionFolders
 from receiver.inputs import CameraInput, RobotInput, SensorInput
 from receiver.memory import rss_mb
 from receiver.observation import Observer
 from receiver.options import ReceiverOptions
+from receiver.recorder import Recorder
+from receiver.rerun_tap import RerunOptions, RerunSetup, RerunTap
 from receiver.results import ResultsWriter
+from receiver.taps import Tap
 from receiver.threads import Latest, Worker
 
 __all__ = ["AtStart", "Runtime"]
@@ -30,6 +35,7 @@ __all__ = ["AtStart", "Runtime"]
 logger = logging.getLogger(__name__)
 
 _JOIN_S = 10.0
+_WRITE_S = 60.0  # what waits to be written, up to 100 MB, must reach a slow disk
 
 
 @dataclass(slots=True)
@@ -50,15 +56,25 @@ class Runtime:
         self,
         options: ReceiverOptions,
         policy: DualRatePolicy,
-        results: ResultsWriter,
+        folders: SessionFolders,
         console: Console,
         stop: threading.Event | None = None,
     ) -> None:
-        """Open every socket; InputError with one line when one cannot be."""
+        """Open every socket; InputError (or RerunError) with one line when one cannot be."""
         self.options, self.policy = options, policy
-        self.console, self.results = console, results
+        self.console, self.folders = console, folders
         self.counters = MalformedCounters()
         self.episodes = Episodes()
+        self.results = ResultsWriter(folders)
+        self.recorder = Recorder(
+            folders, self.episodes, options.recording, options.aline_length, self._description
+        )
+        self._taps: list[Tap] = [self.recorder]
+        self._viewer = self._started_viewer()
+        # What exists now stays: the collector need not look at it again and again. This and the
+        # viewer take their time, which must not pass while messages wait in open sockets.
+        gc.collect()
+        gc.freeze()
         self.task: Latest[str] = Latest(options.task)
         self.at_start = AtStart()
         self.failure: str | None = None
@@ -67,16 +83,43 @@ class Runtime:
         self._started_at: float | None = None
         self._ended_at: float | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._build()
+        try:
+            self._build()
+        except BaseException:
+            self._context.destroy(linger=0)
+            if self._viewer:
+                self._viewer.close()
+            raise
+
+    def _started_viewer(self) -> RerunTap | None:
+        options, spec = self.options, self.policy.spec
+        wanted = RerunOptions(
+            options.rerun, options.rerun_save, options.rerun_connect, options.rerun_serve
+        )
+        if not wanted.wanted:
+            return None
+        title = f"{spec.name} on {spec.device}"
+        setup = RerunSetup(spec.views, spec.columns, spec.space, options.aline_length, title)
+        viewer = RerunTap(wanted, setup)
+        viewer.start()
+        self._taps.append(viewer)
+        self.console.also(viewer.handler)
+        return viewer
 
     def _build(self) -> None:
         options, spec, ports = self.options, self.policy.spec, self.options.ports
         window, stale = spec.sensor_window, options.stale_after
         self.cameras = CameraInput(
-            self._context, options.bind, ports.camera, spec.views, options.views, self.counters
+            self._context,
+            options.bind,
+            ports.camera,
+            spec.views,
+            options.views,
+            self.counters,
+            self._taps,
         )
         self.robot = RobotInput(
-            self._context, options.robot_ip, ports.robot, self.episodes, self.counters
+            self._context, options.robot_ip, ports.robot, self.episodes, self.counters, self._taps
         )
         self.sensor = SensorInput(
             options.bind,
@@ -86,6 +129,7 @@ class Runtime:
             options.sensor_hz,
             stale.sensor_s,
             self.counters,
+            self._taps,
         )
         publisher = ActionPublisher(self._context, options.bind, ports.action)
         self.observer = Observer(self.cameras, self.robot, self.sensor, window)
@@ -111,7 +155,7 @@ class Runtime:
             grid,
             options.vl_reuse,
             options.robot_required,
-            self.results.record,
+            self._record,
         )
         works = {
             "cameras": self.cameras.run,
@@ -124,7 +168,16 @@ class Runtime:
             Worker(name, lambda work=work: work(self.stop), self._failed)  # type: ignore[misc]
             for name, work in works.items()
         ]
-        self._writer = Worker("results", lambda: self.results.run(self._stop_writing), self._failed)
+        recorder = self.recorder
+        writing = {
+            "results": (self.results.run, self._failed),
+            "record-frames": (recorder.write_frames, recorder.broken),
+            "record-rows": (recorder.write_rows, recorder.broken),
+        }
+        self._writers = [
+            Worker(name, lambda work=work: work(self._stop_writing), failed)  # type: ignore[misc]
+            for name, (work, failed) in writing.items()
+        ]
 
     @property
     def started(self) -> bool:
@@ -140,11 +193,9 @@ class Runtime:
 
     def start(self) -> None:
         """Start every thread."""
-        # What exists now stays: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        self._writer.start()
-        for worker in self._workers:
+        if self.options.save_data:
+            self.recorder.start()
+        for worker in (*self._writers, *self._workers):
             worker.start()
 
     def wait(self, timeout_s: float) -> bool:
@@ -177,13 +228,44 @@ class Runtime:
         for worker in self._workers:
             worker.join(_JOIN_S)
         self._stop_writing.set()
-        if self._writer.ident is not None:
-            self._writer.join(_JOIN_S)
-        hung = [w.name for w in self._workers if w.is_alive()]
+        for writer in self._writers:
+            writer.join(_WRITE_S)
+        if self._viewer:
+            self._viewer.close()
+        hung = [w.name for w in (*self._workers, *self._writers) if w.is_alive()]
         if hung:
-            logger.error("did not stop in %g s: %s", _JOIN_S, ", ".join(hung))
+            logger.error("did not stop in time: %s", ", ".join(hung))
         else:
             self._context.term()
+
+    def _record(self, record: ActionRecord) -> None:
+        self.results.record(record)
+        for tap in self._taps:
+            tap.action(record)
+
+    def _description(self) -> dict[str, Any]:
+        """What a recording is to say of the receiver."""
+        options, spec = self.options, self.policy.spec
+        clocks = {"robot": self.robot.clock, "sensor": self.sensor.clock}
+        clocks |= {f"camera/{view}": s.clock for view, s in self.cameras.views.items()}
+        return {
+            "task": self.task.get() or spec.task,
+            "policy": spec.name,
+            "views": list(spec.views),
+            "cameras": {
+                view: frame.frame.camera
+                for view, stream in self.cameras.views.items()
+                if (frame := stream.newest.get())
+            },
+            "sensor_hz": options.sensor_hz,
+            "aline_length": options.aline_length,
+            "action_hz": options.action_hz,
+            "vl_reuse": options.vl_reuse,
+            "space": spec.space,
+            "columns": list(spec.columns),
+            "dt": spec.dt,
+            "clock_offset_s": {name: clock.offset_s for name, clock in clocks.items()},
+        }
 
     def _failed(self, message: str) -> None:
         self.failure = self.failure or message

@@ -35,7 +35,8 @@ def banner(options: ReceiverOptions, spec: PolicySpec) -> list[str]:
         f" ({spec.space})",
         f"VL reuse: {options.vl_reuse}",
         f"Fusion strategy: {spec.fusion}",
-        f"Save data: {options.save_data} (inference results only)",
+        f"Save data: {options.save_data}"
+        + ("" if options.save_data else " (inference results only; `record on` starts)"),
         f"Cameras: listening on {endpoints.address(where, ports.camera)} (PULL)",
         f"Robot: connecting to {robot} (SUB)",
         f"Sensor: listening on udp://{where}:{ports.sensor}",
@@ -61,7 +62,7 @@ def status_lines(run: Runtime) -> list[str]:
     """The status block that is printed every two seconds."""
     seen, update = run.observer.observe(), run.features.newest.get()
     state = seen.robot.state if seen.robot else None
-    return lines.status(
+    block = lines.status(
         updates=update.number if update else 0,
         vl_mean_s=run.features.durations.mean,
         actions=_action_status(run).number,
@@ -72,6 +73,16 @@ def status_lines(run: Runtime) -> list[str]:
         joints=state.joints if state else None,
         pose=state.pose if state else None,
     )
+    return [*block, *_recording(run)]
+
+
+def _recording(run: Runtime) -> list[str]:
+    """A line about the recording, once there has been one."""
+    status = run.recorder.status
+    if not (status.on or status.written_bytes or status.failure):
+        return []
+    dropped = sum(status.dropped.values())
+    return [lines.recording(status.on, status.written_bytes, dropped, status.failure)]
 
 
 def _action_status(run: Runtime) -> ActionStatus:
@@ -194,6 +205,9 @@ def _footer(run: Runtime, status: ActionStatus) -> list[Text]:
     cuts = ", ".join(f"{name} {count}" for name, count in run.actions.cuts.items())
     if cuts:
         out.append(Text(f"limits    {cuts}", style="yellow"))
+    for line in _recording(run):
+        bad = run.recorder.status.failure or run.recorder.status.dropped
+        out.append(Text(line.replace("Recording:", "recording"), style="yellow" if bad else ""))
     out.append(Text(f"task      {run.task.get() or run.policy.spec.task}", style="italic"))
     out += [
         Text(line, style="dim", overflow="ellipsis", no_wrap=True)

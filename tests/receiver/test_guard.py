@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.wire import CameraFrame, RobotState
+from common.wire import CameraFrame, RobotCondition, RobotState, RobotStatus
 from policies.base import PolicySpec
 from receiver.commands import Guard, is_ready
 from receiver.episodes import Episode
 from receiver.features import FeatureUpdate
-from receiver.inputs import StoredFrame, StoredState
+from receiver.inputs import StoredFrame, StoredState, StoredStatus
 from receiver.observation import Observation
 from receiver.options import Limits, StaleAfter
 
@@ -80,6 +80,23 @@ def test_reasons_in_the_observation(
     change: Callable[[Observation], Observation], reason: str
 ) -> None:
     assert guard().reason(change(SEEN), UPDATE, EPISODE) == reason
+
+
+@pytest.mark.parametrize(
+    ("condition", "reason"),
+    [
+        ("ok", ""),
+        ("lost", "robot lost"),
+        ("error", "robot error"),
+        ("emergency_stop", "robot emergency stop"),
+    ],
+)
+def test_what_the_robots_side_says_of_it(condition: RobotCondition, reason: str) -> None:
+    said = StoredStatus(RobotStatus(condition, NOW, "the detail"), NOW - 0.5)
+    assert guard().reason(replace(SEEN, robot_status=said), UPDATE, EPISODE) == reason
+    # It is repeated every second: what is older says nothing of now.
+    old = replace(said, arrived_at=NOW - 3.1)
+    assert guard().reason(replace(SEEN, robot_status=old), UPDATE, EPISODE) == ""
 
 
 def test_reasons_in_features_and_episode() -> None:

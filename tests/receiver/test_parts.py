@@ -18,6 +18,7 @@ from common.wire import RobotState
 from receiver import control, lines
 from receiver.actions import ActionRecord
 from receiver.features import FeatureUpdate, UpdateClock
+from receiver.folders import SessionFolders
 from receiver.histogram import Histogram
 from receiver.options import RIG_VIEWS, ReceiverOptions
 from receiver.results import ResultsWriter
@@ -132,6 +133,8 @@ def test_lines_are_those_that_log_readers_know() -> None:
         "Robot: J1=45.23°, Px=123.45mm",
     ]
     assert block[0].startswith("--- Status (")
+    assert lines.recording(True, 5 << 20, 0, "") == "Recording: on | 5.0 MB | dropped: 0"
+    assert lines.recording(False, 0, 3, "full") == "Recording: stopped: full | 0.0 MB | dropped: 3"
 
 
 class TestOptions:
@@ -209,6 +212,7 @@ def record(number: int, episode: int = 1) -> ActionRecord:
     rows = np.full((8, 7), number, np.float32)
     return ActionRecord(
         episode=episode,
+        episode_at=1.7e9,
         number=number,
         at=1.7e9 + number,
         deadline=1.7e9,
@@ -229,7 +233,7 @@ def record(number: int, episode: int = 1) -> ActionRecord:
 
 class TestResults:
     def test_the_file_is_a_whole_list_at_every_moment(self, tmp_path: Path) -> None:
-        writer = ResultsWriter(tmp_path)
+        writer = ResultsWriter(SessionFolders(tmp_path))
         for size in (1, 3, 2):
             for _ in range(size):
                 writer.record(record(writer._queue.qsize()))
@@ -245,18 +249,20 @@ class TestResults:
         assert entries[2]["robot_state"].keys() == {"joints", "pose", "timestamp"}
 
     def test_each_episode_has_its_own_folder(self, tmp_path: Path) -> None:
-        writer = ResultsWriter(tmp_path)
+        folders = SessionFolders(tmp_path)
+        writer = ResultsWriter(folders)
         for episode, number in ((1, 1), (1, 2), (2, 1), (3, 1), (3, 2)):
             writer.record(record(number, episode))
         stop = threading.Event()
         stop.set()
         writer.run(stop)
-        counts = [len(json.loads(next(f.glob("*.json")).read_text())) for f in writer.folders]
+        counts = [len(json.loads(next(f.glob("*.json")).read_text())) for f in folders.made]
         assert counts == [2, 1, 2]
-        assert len({f.name for f in writer.folders}) == 3
+        assert len({f.name for f in folders.made}) == 3
 
     def test_a_full_disk_costs_records_and_never_an_exception(self, tmp_path: Path) -> None:
-        writer = ResultsWriter(tmp_path / "out")
+        folders = SessionFolders(tmp_path / "out")
+        writer = ResultsWriter(folders)
         (tmp_path / "out").rmdir()
         (tmp_path / "out").write_text("in the way")
         writer.record(record(1))
@@ -266,14 +272,44 @@ class TestResults:
         writer.record(record(2))
         writer._write_queued()
         assert writer.lost == 1
-        assert len(writer.folders) == 1
+        assert len(folders.made) == 1
 
     def test_a_queue_that_is_full_drops_and_counts(self, tmp_path: Path) -> None:
-        writer = ResultsWriter(tmp_path)
+        writer = ResultsWriter(SessionFolders(tmp_path))
         size = writer._queue.maxsize
         for number in range(size + 5):
             writer.record(record(number))
         assert writer.lost == 5
+
+
+class Switched:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def start(self) -> None:
+        self.told.append("on")
+
+    def stop(self) -> None:
+        self.told.append("off")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("record on", ["on"]),
+        ("record off\n", ["off"]),
+        ("record  on ", ["on"]),
+        ("record", []),
+        ("record maybe", []),
+        ("records on", []),
+    ],
+)
+def test_typed_lines_switch_the_recording(line: str, told: list[str]) -> None:
+    switch = Switched()
+    control._obey(line, Latest(), switch)
+    assert switch.told == told
 
 
 @pytest.mark.parametrize(
@@ -287,5 +323,5 @@ class TestResults:
 )
 def test_typed_lines_change_the_task(line: str, task: str | None) -> None:
     box: Latest[str] = Latest()
-    control._obey(line, box)
+    control._obey(line, box, Switched())
     assert box.get() == task

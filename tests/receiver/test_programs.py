@@ -230,13 +230,6 @@ def test_sigterm_stops_cleanly_before_anything_came(setup: Setup) -> None:
     assert setup.summary()["actions"] == 0
 
 
-def test_save_data_is_refused_for_now(setup: Setup) -> None:
-    receiver = setup.receiver("--save-data")
-    assert receiver.end() == 2
-    assert "--save-data" in receiver.text
-    assert receiver.text.count("\n") == 0
-
-
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"\x80\x04."])
 def test_an_unreadable_checkpoint_is_one_line_and_code_2(
     setup: Setup, content: bytes | None
