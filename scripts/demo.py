@@ -64,7 +64,7 @@ def main() -> int:
     out = Console()
     _check_rendering()
     folder = _folder(options.runs_dir)
-    _ensure_checkpoint(options.checkpoint)
+    ensure_checkpoint(options.checkpoint)
     rest: list[Program] = []
     receiver: Program | None = None
     failed = False
@@ -119,7 +119,8 @@ def _folder(runs: Path) -> Path:
     return folder
 
 
-def _ensure_checkpoint(path: Path) -> None:
+def ensure_checkpoint(path: Path) -> None:
+    """Make the small policy where there is none."""
     if path.exists():
         return
     if path.suffix in (".pt", ".pth"):

@@ -85,11 +85,16 @@ def wait_for_any(programs: Sequence[Program], timeout_s: float | None = None) ->
 
 
 def stop_all(programs: Sequence[Program]) -> list[str]:
-    """Interrupt each program in turn and wait for it; what did not end cleanly, a line each."""
+    """End each program in turn and wait for it; what did not end cleanly, a line each.
+
+    With SIGTERM: one that is still being loaded leaves without a word, where an interrupt would
+    end in a traceback.
+    """
     trouble = []
     for program in programs:
-        if program.process.poll() is None:
-            program.process.send_signal(signal.SIGINT)
+        asked = program.process.poll() is None
+        if asked:
+            program.process.terminate()
             try:
                 program.process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
@@ -97,7 +102,8 @@ def stop_all(programs: Sequence[Program]) -> list[str]:
                 program.process.wait()
                 trouble.append(f"{program.name} did not stop in {_STOP_S:g} s and was killed")
                 continue
-        if program.process.returncode != 0:
+        code = program.process.returncode
+        if code != 0 and not (asked and code == -signal.SIGTERM):
             words = program.last_words(2)
-            trouble.append(f"{program.name} ended with code {program.process.returncode}: {words}")
+            trouble.append(f"{program.name} ended with code {code}: {words}")
     return trouble
