@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from common.wire import ActionSpace, RobotState
 
-__all__ = ["ActionChunk", "DualRatePolicy", "Features", "PolicyError", "PolicySpec"]
+__all__ = ["ActingPolicy", "ActionChunk", "DualRatePolicy", "Features", "PolicyError", "PolicySpec"]
 
 Features = Any
 """Whatever `encode` returns and `act` takes; opaque to the runtime, never mutated."""
@@ -73,16 +73,12 @@ class ActionChunk:
     delta: NDArray[np.float32]
 
 
-class DualRatePolicy(Protocol):
-    """A policy with a slow and a fast half. A chunk policy does everything in `act`."""
+class ActingPolicy(Protocol):
+    """The fast half: acts on features, wherever they were computed."""
 
     @property
     def spec(self) -> PolicySpec:
-        """What the policy takes and gives."""
-        ...
-
-    def encode(self, images: Mapping[str, NDArray[np.uint8]], task: str) -> Features:
-        """Turn one RGB image (height, width, 3) a view and an instruction into features."""
+        """What the whole policy takes and gives."""
         ...
 
     def act(
@@ -93,4 +89,20 @@ class DualRatePolicy(Protocol):
         previous: ActionChunk | None,
     ) -> ActionChunk:
         """Turn features and a sensor window (T, channels), oldest first, into a chunk."""
+        ...
+
+    def unpack(self, data: bytes) -> Features:
+        """The features that `pack` made bytes of; PolicyError for anything else."""
+        ...
+
+
+class DualRatePolicy(ActingPolicy, Protocol):
+    """A policy with a slow and a fast half. A chunk policy does everything in `act`."""
+
+    def encode(self, images: Mapping[str, NDArray[np.uint8]], task: str) -> Features:
+        """Turn one RGB image (height, width, 3) a view and an instruction into features."""
+        ...
+
+    def pack(self, features: Features) -> bytes:
+        """The features as bytes, for another process with the same policy."""
         ...

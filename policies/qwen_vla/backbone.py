@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,66 +12,55 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
-from transformers.vision_utils import (
-    get_vision_cu_seqlens,
-    get_vision_position_ids,
-    get_vision_window_index,
-)
 
 from policies.base import PolicyError
 from policies.qwen_vla.config import MAX_LAYERS, MAX_WIDTH, ImageConfig
-from policies.qwen_vla.images import PatchShape, prepare
 from policies.qwen_vla.prompt import Prompt
+from policies.qwen_vla.slow_pass import SlowPass
 from policies.qwen_vla.tensors import check_keys
 
 __all__ = ["Backbone", "backbone_config", "build_model"]
-
-Grids = tuple[tuple[int, int], ...]
-
-# A user changes the task a few times a session; a client that sends a new one every time must not
-# fill the memory.
-MAX_LAYOUTS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What depends on the instruction and the shapes of the pictures only.
-
-    Attributes:
-        ids: (1, L) token ids.
-        positions: (3, 1, L) rope positions: time, height, width.
-        places: (picture tokens,) indices into L of the places of pictures.
-        grid: (views, 3) of (1, height, width) in patches.
-        vision: the vision tower's own position ids, window order and segment bounds.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    places: Tensor
-    grid: Tensor
-    vision: dict[str, Tensor]
 
 
 class Backbone:
     """A Qwen2.5-VL model with its tokenizer.
 
     Args:
-        model: in eval mode, on its device.
+        model: in eval mode, on its device, with its final weights: some are joined in place
+            (`joined.py`), those of the first layer are copied in another form.
         tokenizer: the model's own.
         image: how large pictures are.
+        exact_resize: on a CPU, resize pictures with Pillow, to the last bit as the library's Pillow
+            backend does; otherwise with torch, six times faster, up to two levels off. On a GPU it
+            is to the last bit either way.
+        reuse_unchanged: do not encode a view again whose picture is the same, byte for byte, as in
+            the last update.
     """
 
-    def __init__(self, model: Qwen2_5_VLModel, tokenizer: Any, image: ImageConfig) -> None:
-        vision = model.config.vision_config
+    def __init__(
+        self,
+        model: Qwen2_5_VLModel,
+        tokenizer: Any,
+        image: ImageConfig,
+        *,
+        exact_resize: bool = True,
+        reuse_unchanged: bool = False,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.image = image
-        self.shape = PatchShape(
-            vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-        )
         self.features: int = model.config.text_config.hidden_size
         self._prompt = Prompt(tokenizer, model.config.image_token_id)
-        self._layouts: dict[tuple[str, Grids], _Layout] = {}
+        with torch.no_grad():
+            self._pass = SlowPass(
+                model,
+                self._prompt,
+                image,
+                exact_resize=exact_resize,
+                reuse_unchanged=reuse_unchanged,
+            )
+        self.shape = self._pass.shape
+        self._turn = threading.Lock()
 
     @property
     def device(self) -> torch.device:
@@ -79,8 +68,21 @@ class Backbone:
         device: torch.device = self.model.device
         return device
 
+    @property
+    def reuse_unchanged(self) -> bool:
+        """Whether a view whose picture stayed the same is not encoded again; may be changed."""
+        return self._pass.reuse_unchanged
+
+    @reuse_unchanged.setter
+    def reuse_unchanged(self, value: bool) -> None:
+        self._pass.reuse_unchanged = value
+
+    @torch.inference_mode()
     def encode(self, images: Sequence[NDArray[np.uint8]], task: str) -> Tensor:
         """Mean over all tokens of the last hidden state: (1, 1, features), the model's dtype.
+
+        The tensor is the caller's own and ready for use on any stream. Calls from several threads
+        take turns.
 
         Args:
             images: RGB pictures (h, w, 3), in the order of the prompt.
@@ -89,52 +91,8 @@ class Backbone:
         Raises:
             PolicyError: a picture or an instruction that cannot be used.
         """
-        pixels, grids = prepare(images, self.image, self.shape, self.device)
-        layout = self._layout(task, grids)
-        # The model's own forward would store rope offsets in the model; calling its two halves
-        # keeps `encode` free of side effects.
-        seen = self.model.visual(
-            pixels.to(self.model.dtype), grid_thw=layout.grid, **layout.vision
-        ).pooler_output
-        embedded = self.model.language_model.embed_tokens(layout.ids)
-        embedded = embedded.index_copy(1, layout.places, seen.unsqueeze(0).to(embedded.dtype))
-        states: Tensor = self.model.language_model(
-            inputs_embeds=embedded, position_ids=layout.positions, use_cache=False
-        ).last_hidden_state
-        return states.mean(dim=1, keepdim=True)
-
-    def _layout(self, task: str, grids: Grids) -> _Layout:
-        layout = self._layouts.get((task, grids))
-        if layout is None:
-            layout = self._make_layout(task, grids)
-            if len(self._layouts) >= MAX_LAYOUTS:
-                self._layouts.clear()
-            # Two threads at worst make the same layout twice.
-            self._layouts[(task, grids)] = layout
-        return layout
-
-    def _make_layout(self, task: str, grids: Grids) -> _Layout:
-        merge = self.shape.merge
-        ids = self._prompt.ids(task, [h * w // merge**2 for h, w in grids])
-        row = torch.tensor([ids])
-        pictured = row == self.model.config.image_token_id
-        grid = torch.tensor([(1, h, w) for h, w in grids])
-        positions, _ = self.model.get_rope_index(row, pictured.int(), image_grid_thw=grid)
-        window = self.model.config.vision_config.window_size
-        order, bounds = get_vision_window_index(grid, merge, window, self.shape.patch)
-        vision = {
-            "position_ids": get_vision_position_ids(grid, merge),
-            "cu_seqlens": get_vision_cu_seqlens(grid),
-            "window_index": order,
-            "cu_window_seqlens": bounds,
-        }
-        return _Layout(
-            ids=row.to(self.device),
-            positions=positions.to(self.device),
-            places=pictured[0].nonzero().flatten().to(self.device),
-            grid=grid.to(self.device),
-            vision={name: value.to(self.device) for name, value in vision.items()},
-        )
+        with self._turn:  # updates share their buffers
+            return self._pass(images, task)
 
 
 def backbone_config(data: Mapping[str, Any]) -> Qwen2_5_VLConfig:

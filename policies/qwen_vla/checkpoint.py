@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
@@ -29,7 +29,6 @@ from policies.qwen_vla.config import (
 )
 from policies.qwen_vla.fast import check_fast
 from policies.qwen_vla.names import PARTS, backbone_weights, lora_alpha, split_parts
-from policies.qwen_vla.policy import QwenVlaPolicy
 from policies.qwen_vla.sizes import expert_sizes, fusion_of, sensor_sizes
 from policies.qwen_vla.tensors import (
     check_finite,
@@ -39,6 +38,9 @@ from policies.qwen_vla.tensors import (
     read_pt,
     read_safetensors,
 )
+
+if TYPE_CHECKING:  # it needs the library of the backbone, which takes seconds to import
+    from policies.qwen_vla.policy import QwenVlaPolicy
 
 __all__ = ["Checkpoint", "find_backbone", "read_checkpoint", "save_policy"]
 

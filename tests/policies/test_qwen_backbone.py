@@ -122,8 +122,8 @@ def test_299_tokens_a_view_at_the_reference_size(tiny: QwenVlaPolicy, pictures: 
     whole = Backbone(tiny.backbone.model, tiny.backbone.tokenizer, image)
     with torch.inference_mode():
         features = whole.encode(list(pictures.values()), TASK)
-    (layout,) = whole._layouts.values()
-    assert len(layout.places) == 5 * 299
+    (language,) = whole._pass._languages.values()
+    assert [place.stop - place.start for place in language.layout.places] == [299] * 5
     expected = stock_features(QwenVlaPolicy(tiny.fast, whole), pictures, TASK)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
@@ -132,10 +132,12 @@ def test_the_tiny_policy_says_what_size_it_looks_at(tiny: QwenVlaPolicy) -> None
     assert tiny.spec.image_size == target_size(640, 360, tiny.backbone.image, 28) == (308, 168)
 
 
+@torch.inference_mode()
 def test_many_tasks_do_not_fill_the_memory(tiny: QwenVlaPolicy) -> None:
+    slow = tiny.backbone._pass
     for number in range(40):
-        tiny.backbone._layout(f"task {number}", ((4, 4),))
-    assert len(tiny.backbone._layouts) <= 16
+        slow.language(f"task {number}", ((4, 4),))
+    assert len(slow._languages) <= 16
 
 
 @pytest.mark.parametrize("task", ["look <|image_pad|>", "x" * 5000])

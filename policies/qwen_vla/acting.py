@@ -1,0 +1,114 @@
+"""The fast half of a policy by itself: needs nothing of the backbone but its features."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from common.wire import RobotState
+from policies.base import ActionChunk, PolicyError, PolicySpec
+from policies.qwen_vla.config import PolicyConfig
+from policies.qwen_vla.fast import FastParts
+from policies.qwen_vla.runner import FastRunner
+
+__all__ = ["FastHalf"]
+
+
+class FastHalf:
+    """Acts on features, wherever they were computed.
+
+    Args:
+        config: the policy's.
+        spec: what the whole policy takes and gives.
+        plain: the fast parts as modules; may be None where there is a runner.
+        runner: what evaluates the fast parts; by default the modules do it themselves.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        spec: PolicySpec,
+        plain: FastParts | None,
+        runner: FastRunner | None,
+    ) -> None:
+        if plain is None and runner is None:
+            raise ValueError("a fast half needs its weights in one form at least")
+        self.config = config
+        self._plain, self._runner, self._spec = plain, runner, spec
+        self._device = self.fast.action_expert.pos_embed.device if runner is None else runner.device
+
+    @property
+    def fast(self) -> FastParts:
+        """The plain fast parts; PolicyError where the policy was loaded without them."""
+        if self._plain is None:
+            raise PolicyError("the policy was loaded to run only; load it with keep_plain=True")
+        return self._plain
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy takes and gives."""
+        return self._spec
+
+    @torch.inference_mode()
+    def act(
+        self,
+        features: Tensor,
+        sensor: NDArray[np.float32] | None,
+        robot: RobotState | None = None,
+        previous: ActionChunk | None = None,
+    ) -> ActionChunk:
+        """Turn features and a sensor window into a chunk.
+
+        Args:
+            features: what `encode` returned.
+            sensor: (T, channels), oldest sample first, T at least 1, resampled to the trained
+                length; None with fusion `none` only.
+            robot: not used by this policy.
+            previous: not used by this policy.
+
+        Raises:
+            PolicyError: no window where one is needed, a wrong shape, or values not finite.
+        """
+        window = self._window(sensor)
+        actions, delta = self._evaluate(features, window)
+        chunk = torch.stack((actions, delta)).float().cpu().numpy()
+        if not np.isfinite(chunk).all():
+            raise PolicyError("the policy gave values that are not finite: do not use the chunk")
+        return ActionChunk(actions=chunk[0], delta=chunk[1])
+
+    def unpack(self, data: bytes) -> Tensor:
+        """The features that `pack` made bytes of; PolicyError for anything else."""
+        try:
+            features: Tensor = load(data)["features"].to(self._device)
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise PolicyError(f"not features of a policy: {error}") from None
+        return features
+
+    def _window(self, sensor: NDArray[np.float32] | None) -> Tensor | None:
+        config = self.config.sensor
+        if config is None:
+            return None
+        if sensor is None:
+            raise PolicyError(f"fusion {self.config.expert.fusion} needs a sensor window")
+        if sensor.ndim != 2 or sensor.shape[0] < 1 or sensor.shape[1] != config.channels:
+            raise PolicyError(
+                f"a sensor window must be (samples, {config.channels}), not {sensor.shape}"
+            )
+        if not np.isfinite(sensor).all():
+            raise PolicyError("the sensor window holds values that are not finite")
+        # A copy: the window may be a view of a ring that goes on, and torch wants it writable.
+        return torch.from_numpy(np.array(sensor, dtype=np.float32)).unsqueeze(0)
+
+    def _evaluate(self, features: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Actions and delta (rows, columns)."""
+        if self._runner is not None:
+            delta = self._runner(features, window)
+            return delta, delta  # z is zeros
+        weight = self.fast.action_expert.pos_embed
+        sensor = None if window is None else window.to(weight)
+        actions, delta = self.fast(features.to(weight), sensor)
+        return actions[0], delta[0]

@@ -1,0 +1,186 @@
+"""Linear maps whose weights are laid out once for what multiplies them with few rows.
+
+With 1 to 33 rows, reading the weights takes about as long as multiplying them: what counts is how
+many bytes a weight has, and that nobody lays them out anew at every pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Linear", "Packing", "Precision", "dense", "packing", "quantize_rows"]
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+Linear = Callable[[Tensor], Tensor]
+"""(rows, inputs) to (rows, outputs)."""
+
+CPU = torch.device("cpu")
+LARGEST_HALF = 65504.0
+
+# Values in a weight that stays in the cache between two passes: on a CPU the plain product starts
+# 10 to 30 µs sooner than the packed ones, which is more than they save on less than this.
+SMALL_WEIGHT = 400_000
+
+
+class Pack(Protocol):
+    """Lay out a weight (outputs, inputs) and a bias (outputs), float64, for use."""
+
+    def __call__(self, weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+        """Make the linear map, followed by a relu where asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How the large weights are kept and what multiplies them.
+
+    Attributes:
+        name: for people, e.g. `float16 weights, FBGEMM`.
+        device: where everything happens.
+        dtype: of what flows between the linear maps.
+        weight_bytes: bytes of a large weight.
+        pack: makes a linear map.
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    weight_bytes: int
+    pack: Pack
+
+
+def packing(precision: Precision, device: torch.device) -> Packing:
+    """Choose what multiplies on this device.
+
+    On a CPU without bfloat16 instructions `bfloat16` keeps the weights in float16, three bits
+    more, and adds up in float32: faster there than bfloat16, and closer to float32. `int8` needs a
+    CPU; it rounds what flows into each linear map too, to 127 steps.
+
+    Raises:
+        ValueError: int8 elsewhere than on a CPU with FBGEMM.
+    """
+    here = device.type == "cpu"
+    if precision == "int8":
+        if not (here and _works(_pack_int8)):
+            raise ValueError("int8 weights need a CPU for which PyTorch has FBGEMM")
+        return _mixed("int8 weights, FBGEMM", 1, _pack_int8)
+    narrow = precision == "bfloat16"
+    dtype = torch.bfloat16 if narrow else torch.float32
+    if here:
+        onednn = _pack_onednn(dtype)
+        if _works(onednn):
+            return _mixed(f"{precision} weights, oneDNN", dtype.itemsize, onednn)
+        if narrow and _works(_pack_half):
+            return _mixed("float16 weights, FBGEMM", 2, _pack_half)
+    return Packing(precision, device, dtype, dtype.itemsize, _pack_plain(device, dtype))
+
+
+def _mixed(name: str, weight_bytes: int, large: Pack) -> Packing:
+    """For a CPU: small weights in float32, large ones packed, float32 between them."""
+    small = _pack_plain(CPU, torch.float32)
+
+    def pack(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+        which = small if weight.numel() < SMALL_WEIGHT else large
+        return which(weight, bias, relu=relu)
+
+    return Packing(name, CPU, torch.float32, weight_bytes, pack)
+
+
+def dense(weight: Tensor, bias: Tensor, *, relu: bool = False) -> Linear:
+    """A linear map as PyTorch does it, from a weight (outputs, inputs)."""
+    if relu:
+        return lambda rows: F.linear(rows, weight, bias).relu_()
+    return lambda rows: F.linear(rows, weight, bias)
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row of a weight to whole multiples of a 127th of its largest value.
+
+    Returns:
+        the multiples, int8 of the weight's shape, and the step of each row, float64.
+    """
+    low, high = torch.aminmax(weight, dim=1)
+    steps = torch.maximum(-low, high).double().clamp(min=1e-12) / 127
+    return (weight / steps[:, None]).round_().to(torch.int8), steps
+
+
+def _works(pack: Pack) -> bool:
+    """Whether this PyTorch has the operators on this processor: asked by using them once."""
+    weight = torch.ones(16, 16, dtype=torch.float64)
+    try:
+        result = pack(weight, weight[0], relu=False)(torch.ones(1, 16))
+    except (RuntimeError, AttributeError):
+        return False
+    return bool((result - 17).abs().max() < 1)
+
+
+def _pack_plain(device: torch.device, dtype: torch.dtype) -> Pack:
+    def pack(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+        return dense(weight.to(device, dtype), bias.to(device, dtype), relu=relu)
+
+    return pack
+
+
+def _pack_onednn(dtype: torch.dtype) -> Pack:
+    operators: Any = torch.ops.mkldnn
+
+    def pack(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+        packed = operators._reorder_linear_weight(weight.to(dtype))
+        added, after = bias.to(dtype), "relu" if relu else "none"
+        multiply = operators._linear_pointwise
+
+        def linear(rows: Tensor) -> Tensor:
+            result: Tensor = multiply(rows, packed, added, after, [], "")
+            return result
+
+        def narrow(rows: Tensor) -> Tensor:
+            result: Tensor = multiply(rows.to(dtype), packed, added, after, [], "")
+            return result.float()
+
+        return linear if dtype == torch.float32 else narrow
+
+    return pack
+
+
+def _pack_half(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+    operators: Any = torch.ops.quantized
+    low, high = torch.aminmax(weight)
+    if not max(float(-low), float(high)) <= LARGEST_HALF:  # would be cut off without a word
+        return dense(weight.float(), bias.float(), relu=relu)
+    packed = operators.linear_prepack_fp16(weight.float().contiguous(), bias.float())
+    # The variant with a relu does that as a second pass too; this one is in every PyTorch.
+    multiply = operators.linear_dynamic_fp16
+
+    def linear(rows: Tensor) -> Tensor:
+        result: Tensor = multiply(rows, packed)
+        return result.relu_() if relu else result
+
+    return linear
+
+
+def _pack_int8(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+    operators: Any = torch.ops.quantized
+    multiples, steps = quantize_rows(weight)
+    zeros = torch.zeros(len(steps), dtype=torch.int64)
+    with warnings.catch_warnings():  # of a type that is to leave PyTorch; there is no other way yet
+        warnings.simplefilter("ignore", UserWarning)
+        quantized = torch._make_per_channel_quantized_tensor(  # type: ignore[attr-defined]
+            multiples, steps, zeros, 0
+        )
+        packed = operators.linear_prepack(quantized, bias.float())
+    multiply = operators.linear_relu_dynamic if relu else operators.linear_dynamic
+
+    def linear(rows: Tensor) -> Tensor:
+        # Seven bits of the rows: AVX2 adds pairs of products up in 16 bits, which would overflow.
+        result: Tensor = multiply(rows, packed, True)
+        return result
+
+    return linear
