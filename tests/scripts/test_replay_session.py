@@ -126,7 +126,7 @@ def test_a_recorded_session_comes_again(
         assert [frame.jpeg for _, frame in came] == [entry.read() for entry in entries]
         assert [frame.seq for _, frame in came] == list(range(len(entries)))
         late = lateness([at for at, _ in came], [entry.sent_at for entry in entries])
-        assert abs(np.median(late)) < 0.3
+        assert abs(np.median(late)) < 1.0
         ages += [f.send_timestamp - f.timestamp for _, f in came if f.send_timestamp is not None]
     assert min(ages) > 0.004  # sent 5 ms after the capture, as recorded
     states = session.states
@@ -134,7 +134,7 @@ def test_a_recorded_session_comes_again(
     assert (values == np.float32(np.hstack([states.joints, states.pose]))).all()
     assert sockets.endings == [len(states)]
     late = lateness([at for at, _ in sockets.states], states.sent_at)
-    assert abs(np.median(late)) < 0.3
+    assert abs(np.median(late)) < 1.0
     samples = session.samples
     forces = np.concatenate([batch.forces for _, batch in sockets.batches])
     alines = np.concatenate([batch.alines for _, batch in sockets.batches])
@@ -142,7 +142,7 @@ def test_a_recorded_session_comes_again(
     assert [len(batch) for _, batch in sockets.batches] == [10] * 130
     sent = [samples.sent_at[rows][-1] for rows in samples.datagrams()]
     late = lateness([at for at, _ in sockets.batches], sent)
-    assert abs(np.median(late)) < 0.3
+    assert abs(np.median(late)) < 1.0
     # The streams keep their place beside each other: all stamps moved by one amount.
     moved = [
         sockets.states[0][1].origin_timestamp - states.sampled_at[0],
