@@ -1,4 +1,4 @@
-"""Time: one `now()` for this process, absolute deadlines, and the offset of other machines' clocks.
+"""Time: one `now()` for this process, absolute deadlines, and rates.
 
 Intervals and deadlines come from the monotonic clock. The wall clock is read when the module is
 imported and never again here: `now()` counts UNIX seconds from there on the monotonic clock, so
@@ -13,14 +13,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import median_low
 
-__all__ = ["ClockOffset", "RateMeter", "Tick", "Ticker", "now", "to_now", "wall"]
+__all__ = ["RateMeter", "Tick", "Ticker", "now", "to_now", "wall"]
 
-_STEP_LASTS_S = 0.3
-_LATEST_S = 10.0
 _ANCHOR = time.time() - time.monotonic()
-_WINDOW_MESSAGES = 4096  # over 30 s at 100 messages a second, with every delay above the last
 
 
 def now() -> float:
@@ -87,100 +83,6 @@ class Ticker:
                 continue
             yield Tick(index, deadline, late, skipped)
             index, skipped = index + 1, 0
-
-
-class ClockOffset:
-    """How far a sender's clock is behind ours, from one-way delays alone.
-
-    Each message gives `arrival − send stamp` = offset + delay. A delay is never negative, so the
-    smallest difference over a sliding window is the best bound on the offset (the idea behind
-    NTP's clock filter, RFC 5905 section 10, with one direction only); the mean would add the
-    network's mean delay and follow its jitter. The window lets it follow a drifting clock.
-
-    A lone difference far from the rest is a broken stamp and is refused (or, when it is up to 10 s
-    late, a late message: believed, but not for the clock); a run of them that agree among
-    themselves is a clock that was set, and the estimate starts again from them.
-    """
-
-    def __init__(
-        self, calibrate_after: int = 50, window_s: float = 30.0, step_s: float = 0.5
-    ) -> None:
-        """Settle after `calibrate_after` messages; believe a jump of over `step_s` only if kept."""
-        if calibrate_after < 1:
-            raise ValueError("a clock's offset needs at least one message")
-        self._calibrate_after = calibrate_after
-        self._window_s = window_s
-        self._step_s = step_s
-        self._first: list[float] = []
-        # (arrival, difference), differences rising: the sliding window's minimum is at the left.
-        # Bounded, so that a flood cannot grow it: then the oldest falls out before its time.
-        self._window: deque[tuple[float, float]] = deque(maxlen=_WINDOW_MESSAGES)
-        self._suspects: deque[float] = deque(maxlen=4 * calibrate_after)
-        self._suspected_at = 0.0
-        self.offset_s: float | None = None
-        self.steps = 0
-        self.refused = 0
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the first messages are in."""
-        return len(self._first) >= self._calibrate_after
-
-    def update(self, sent: float, arrival: float) -> bool:
-        """Take one message; False when its stamp is not to be believed.
-
-        `sent` is in the sender's clock, `arrival` in ours, both in seconds.
-        """
-        difference = arrival - sent
-        if not self.calibrated:
-            self._first.append(difference)
-            # The median of a few survives broken stamps among the first messages. The low one is
-            # a difference that occurred, where the middle of two may lie far from both.
-            middle = median_low(self._first)
-            self.offset_s = min(d for d in self._first if abs(d - middle) <= self._step_s)
-            if self.calibrated:
-                self._window.append((arrival, self.offset_s))
-            believed = abs(difference - middle) <= self._step_s
-            self.refused += not believed
-            return believed
-        assert self.offset_s is not None
-        if abs(difference - self.offset_s) > self._step_s:
-            return self._suspect(difference, arrival)
-        self._suspects.clear()
-        while self._window and self._window[-1][1] >= difference:
-            self._window.pop()
-        self._window.append((arrival, difference))
-        while self._window[0][0] < arrival - self._window_s:
-            self._window.popleft()
-        self.offset_s = self._window[0][1]
-        return True
-
-    def _suspect(self, difference: float, arrival: float) -> bool:
-        if self._suspects and abs(difference - self._suspects[-1]) > self._step_s:
-            self._suspects.clear()
-        if not self._suspects:
-            self._suspected_at = arrival
-        self._suspects.append(difference)
-        # A burst of old messages after a stall agrees too, but comes all at once.
-        if (
-            len(self._suspects) < max(self._calibrate_after // 2, 5)
-            or arrival - self._suspected_at < _STEP_LASTS_S
-        ):
-            # One that seems to come from the future has a broken stamp. One that seems late may
-            # be just that: it is good for what it holds, and says nothing of the clock.
-            believed = 0.0 < difference - (self.offset_s or 0.0) <= _LATEST_S
-            self.refused += not believed
-            return believed
-        self.offset_s = min(self._suspects)
-        self._window.clear()
-        self._window.append((arrival, self.offset_s))
-        self._suspects.clear()
-        self.steps += 1
-        return True
-
-    def to_local(self, stamp: float) -> float:
-        """A stamp of the sender in our time base; as it is while nothing is known."""
-        return stamp + (self.offset_s or 0.0)
 
 
 class RateMeter:

@@ -35,7 +35,7 @@ class Endpoint:
 CAMERA = Endpoint("camera", "PUSH→PULL", 5555, 30.0, 10)
 ROBOT = Endpoint("robot", "PUB→SUB", 5556, 100.0, 10, b"robot_state")
 ACTION = Endpoint("action", "PUB→SUB", 5557, 10.0, 10, b"action")
-TIME = Endpoint("time", "REQ→ROUTER", 5558, 1.0, 10)
+TIME = Endpoint("time", "DEALER→ROUTER", 5558, 2.0, 10)
 SENSOR = Endpoint("sensor", "UDP", 9999, 650.0, 0)
 
 # Between the parts of the simulated rig, on one machine: its state out, joint targets in.

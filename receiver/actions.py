@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from common.clock import Tick, Ticker, now, to_now
 from common.wire import RobotState
-from policies.base import ActionChunk, DualRatePolicy
+from policies.base import ActingPolicy, ActionChunk
 from receiver import lines
 from receiver.commands import ActionPublisher, Guard, is_ready
 from receiver.episodes import Episodes
@@ -74,7 +74,7 @@ class ActionLoop:
 
     def __init__(
         self,
-        policy: DualRatePolicy,
+        policy: ActingPolicy,
         observer: Observer,
         features: Latest[FeatureUpdate],
         episodes: Episodes,
@@ -109,6 +109,7 @@ class ActionLoop:
         self.lateness = Histogram()
         self.inference = Histogram()
         self.feature_age = Histogram()
+        self.capture_to_use: dict[str, Histogram] = {}
         self.total = 0
         self.misses = 0
         self.late_updates = 0
@@ -212,6 +213,12 @@ class ActionLoop:
             times.append(seen.robot.sampled_at)
         return min(times)
 
+    @staticmethod
+    def _capture_to_use(seen: Observation, update: FeatureUpdate) -> dict[str, float]:
+        """Seconds from capture to this use, by stream: of the pictures, those in the features."""
+        waited = {s: age for s, age in seen.ages_s.items() if not s.startswith("camera/")}
+        return waited | {f"camera/{v}": seen.at - at for v, at in update.captured.items()}
+
     def _count_use(self, update: FeatureUpdate) -> None:
         self._uses = 1 if update is not self._update else self._uses + 1
         self._update = update
@@ -233,6 +240,8 @@ class ActionLoop:
         self.inference.add(took_s)
         age_s = seen.at - update.captured_at
         self.feature_age.add(age_s)
+        for stream, waited_s in self._capture_to_use(seen, update).items():
+            self.capture_to_use.setdefault(stream, Histogram()).add(waited_s)
         for name in cut:
             self.cuts[name] = self.cuts.get(name, 0) + 1
         self.last_action_at = to_now(tick.deadline)

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean, pstdev
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from common import endpoints
 from common.clock import Ticker, now
 from common.counters import MalformedCounters
 from common.wire import MalformedMessage
-from policies.base import DualRatePolicy, Features
+from policies.base import Features, PolicySpec
 from receiver import lines
+from receiver.encoders import Encoder
 from receiver.episodes import Episodes
 from receiver.histogram import Histogram
 from receiver.inputs import StoredFrame
 from receiver.observation import Observer
+from receiver.priority import slow_half_behind
 from receiver.threads import Latest
+from receiver.update_clock import UpdateClock
 
-__all__ = ["FeatureLoop", "FeatureUpdate", "decode_rgb"]
+__all__ = ["FeatureLoop", "FeatureUpdate"]
 
 logger = logging.getLogger(__name__)
 
-# Pictures are handled by threads of our own; OpenCV's pool would only spin beside them.
-cv2.setNumThreads(1)
-
 _WAIT_S = 0.05
-_MARGIN_S = 0.005
+_LOOK_S = 0.05  # before the start, pictures are looked out for: somewhat more than one a view
+_COMES_S = 0.002  # what a frame that is due may be late by
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +39,7 @@ class FeatureUpdate:
         number: counts an episode's updates, from 1.
         episode: the episode whose images it was made of.
         features: what the policy's `encode` gave.
-        captured_at: capture time of the oldest image behind it.
+        captured: capture time of the image of each view.
         started_at: when the pass began.
         ready_at: when it ended.
         task: the instruction used.
@@ -54,46 +48,15 @@ class FeatureUpdate:
     number: int
     episode: int
     features: Features
-    captured_at: float
+    captured: Mapping[str, float]
     started_at: float
     ready_at: float
     task: str
 
-
-def decode_rgb(frame: StoredFrame) -> NDArray[np.uint8]:
-    """The picture of a frame, (height, width, 3) RGB; MalformedMessage when it is no picture."""
-    data = np.frombuffer(frame.frame.jpeg, np.uint8)
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise MalformedMessage(endpoints.CAMERA.stream, "undecodable", frame.frame.camera)
-    return np.asarray(image, np.uint8)
-
-
-class UpdateClock:
-    """When to start the next update so that it is ready as its N uses are over, and not earlier."""
-
-    def __init__(self, grid: Ticker, reuse: int) -> None:
-        """`grid` is the fast loop's clock: features are used at its deadlines."""
-        self._grid = grid
-        self._reuse = reuse
-        self._durations: deque[float] = deque(maxlen=16)
-        self._due = 0.0
-
-    def finished(self, duration_s: float, ready_at: float) -> None:
-        """A pass took `duration_s` and was ready at `ready_at` (monotonic seconds)."""
-        self._durations.append(duration_s)
-        first_use = math.ceil((ready_at - self._grid.start) / self._grid.period_s)
-        self._due = self._grid.start + (first_use + self._reuse) * self._grid.period_s
-
-    def start_at(self) -> float:
-        """When to start, in monotonic seconds; in the past when it is time already."""
-        if not self._durations:
-            return 0.0
-        spread = pstdev(self._durations) if len(self._durations) > 1 else 0.0
-        return self._due - (fmean(self._durations) + 2.0 * spread + _MARGIN_S)
+    @property
+    def captured_at(self) -> float:
+        """Capture time of the oldest image behind it."""
+        return min(self.captured.values())
 
 
 class FeatureLoop:
@@ -101,7 +64,8 @@ class FeatureLoop:
 
     def __init__(
         self,
-        policy: DualRatePolicy,
+        spec: PolicySpec,
+        encoder: Encoder,
         observer: Observer,
         episodes: Episodes,
         grid: Ticker,
@@ -111,7 +75,7 @@ class FeatureLoop:
         counters: MalformedCounters,
     ) -> None:
         """`view_stale_s`: pictures older than this are not worth a pass."""
-        self._policy = policy
+        self._spec, self._encoder = spec, encoder
         self._observer = observer
         self._episodes = episodes
         self._clock = UpdateClock(grid, reuse)
@@ -127,8 +91,10 @@ class FeatureLoop:
 
     def run(self, stop: threading.Event) -> None:
         """Update until `stop` is set."""
+        if self._encoder.where == "thread":
+            slow_half_behind()
         while not stop.is_set():
-            wait_s = self._clock.start_at() - time.monotonic()
+            wait_s = self._wait_s()
             if wait_s > 0:
                 stop.wait(min(wait_s, 1.0))
                 continue
@@ -143,14 +109,30 @@ class FeatureLoop:
                 self._counters.add(error)
                 stop.wait(_WAIT_S)
             except Exception as error:
+                if stop.is_set():
+                    return  # the pass was ended, not the policy at fault
                 self.failures += 1
                 logger.error("VL update failed: %s: %s", type(error).__name__, error)
                 stop.wait(1.0)
 
+    def _wait_s(self) -> float:
+        """How long to wait before it is looked again whether to start; 0 or less to start now."""
+        present, moment = time.monotonic(), now()
+        left_s = self._clock.start_at() - present
+        if left_s > _LOOK_S:
+            return left_s - _LOOK_S
+        expected_at = self._observer.next_picture_at()
+        if left_s <= 0 or expected_at is None or expected_at <= moment:
+            return left_s
+        # Another picture comes before the start, or none does: then there is nothing to wait for.
+        comes_s = expected_at - moment
+        left_s = self._clock.start_at(present + comes_s) - present
+        return min(left_s, comes_s + _COMES_S)
+
     def _fresh_frames(self) -> dict[str, StoredFrame] | None:
         """The newest frame of every view, None while one is missing or silent."""
         frames, limit = self._observer.frames(), now() - self._view_stale_s
-        views = self._policy.spec.views
+        views = self._spec.views
         if any(v not in frames or frames[v].arrived_at < limit for v in views):
             return None
         return {view: frames[view] for view in views}
@@ -158,10 +140,10 @@ class FeatureLoop:
     def _update(self, frames: dict[str, StoredFrame]) -> None:
         episode = self._episodes.current
         current = episode.number if episode and episode.active else 0
-        task = self._task.get() or self._policy.spec.task
+        task = self._task.get() or self._spec.task
         begun, started_at = time.monotonic(), now()
-        images = {view: decode_rgb(frame) for view, frame in frames.items()}
-        features = self._policy.encode(images, task)
+        jpegs = {view: frame.frame.jpeg for view, frame in frames.items()}
+        features = self._encoder.encode(jpegs, task)
         ended = time.monotonic()
         if current != self._episode:
             self._episode, self._number = current, 0
@@ -170,7 +152,7 @@ class FeatureLoop:
             number=self._number,
             episode=current,
             features=features,
-            captured_at=min(frame.captured_at for frame in frames.values()),
+            captured={view: frame.captured_at for view, frame in frames.items()},
             started_at=started_at,
             ready_at=now(),
             task=task,

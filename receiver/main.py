@@ -6,7 +6,6 @@ python receiver/main.py --checkpoint PATH --vl-reuse 4
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,11 +18,23 @@ from rich.live import Live
 
 from common import cli
 from common.stopping import stopping
-from policies.base import ActionChunk, DualRatePolicy, PolicyError
+from policies.base import ActingPolicy, PolicyError, PolicySpec
 from receiver import control
 from receiver.console import Console
+from receiver.decoding import to_jpeg
+from receiver.encoders import Encoder, LocalEncoder
+from receiver.encoding_process import EncodingProcess
 from receiver.folders import SessionFolders
 from receiver.inputs import InputError
+from receiver.loading import (
+    CannotRun,
+    PolicyOptions,
+    black_pictures,
+    load,
+    load_fast_half,
+    on_cpu,
+    warm_up,
+)
 from receiver.options import ReceiverOptions
 from receiver.priority import this_process_first
 from receiver.rerun_tap import RerunError
@@ -43,21 +54,23 @@ def main() -> int:
     """Parse, build, run, stop; the exit code."""
     options = cli.parse(ReceiverOptions)
     folders = _folders(options)
-    policy = _policy(options)
+    policy, encoder = _policy(options)
     live = sys.stdout.isatty() and not options.plain
     console = Console(live)
     with stopping() as stop:
         try:
-            run = Runtime(options, policy, folders, console, stop)
+            run = Runtime(options, policy, encoder, folders, console, stop)
         except InputError as error:
+            encoder.close()
             console.close()
             cli.fail(
                 f"{error}; is another receiver running, or is another port meant (--ports)?", 1
             )
         except RerunError as error:
+            encoder.close()
             console.close()
             cli.fail(str(error))
-        for line in banner(options, policy.spec):
+        for line in banner(options, policy.spec, encoder.where):
             logger.info(line)
         # A thread that wakes up waits for this long for one that computes: the default is 5 ms.
         sys.setswitchinterval(0.0005)
@@ -98,54 +111,44 @@ def _folders(options: ReceiverOptions) -> SessionFolders:
         cli.fail(f"--output-dir {options.output_dir}: {error.strerror}; name a folder to write to")
 
 
-def _policy(options: ReceiverOptions) -> DualRatePolicy:
-    # Weights and tokenizers come from disk: nothing is asked of a hub while a robot waits.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def _policy(options: ReceiverOptions) -> tuple[ActingPolicy, Encoder]:
+    """The policy's fast half and where its slow half runs, both warmed up."""
+    slow = options.slow_loop
     try:
-        import torch
-
-        from policies.qwen_vla import load_policy
-    except ModuleNotFoundError as error:
-        cli.fail(f"{error.name} is missing: pip install '.[receiver]'")
-    threads = options.torch_threads or max((os.cpu_count() or 2) // 2, 1)
-    torch.set_num_threads(threads)
-    try:
-        policy = load_policy(
-            options.checkpoint,
-            device=options.device,
-            dtype=options.dtype,
-            fusion=options.fusion,
-            backbone=options.backbone,
-        )
+        if slow == "process" or (slow == "auto" and on_cpu(options.device)):
+            return _policy_in_two(options)
+        policy = load(PolicyOptions.of(options))
+        _check_fits(policy.spec, options)
+        warm_up(policy, lambda: policy.encode(black_pictures(policy.spec), policy.spec.task))
+        return policy, LocalEncoder(policy)
     except PolicyError as error:
-        cli.fail(str(error))
-    if policy.spec.sensor_window and policy.spec.sensor_channels != options.aline_length + 1:
-        cli.fail(
-            f"the policy takes {policy.spec.sensor_channels} sensor channels, but --aline-length "
+        cli.fail(str(error), 1 if isinstance(error, CannotRun) else 2)
+
+
+def _policy_in_two(options: ReceiverOptions) -> tuple[ActingPolicy, Encoder]:
+    """The fast half here, the slow half in a process of its own."""
+    wanted = PolicyOptions.of(options)
+    encoder = EncodingProcess(wanted)
+    try:
+        spec = encoder.wait_ready()
+        _check_fits(spec, options)
+        policy = load_fast_half(wanted, spec)
+        encoder.unpack = policy.unpack
+        jpegs = {view: to_jpeg(picture) for view, picture in black_pictures(spec).items()}
+        warm_up(policy, lambda: encoder.encode(jpegs, spec.task))
+        return policy, encoder
+    except BaseException:
+        encoder.close()
+        raise
+
+
+def _check_fits(spec: PolicySpec, options: ReceiverOptions) -> None:
+    channels = spec.sensor_channels
+    if spec.sensor_window and channels != options.aline_length + 1:
+        raise PolicyError(
+            f"the policy takes {channels} sensor channels, but --aline-length "
             f"{options.aline_length} gives {options.aline_length + 1}"
         )
-    try:
-        _warm_up(policy)
-    except Exception as error:  # out of memory, an unsupported operation: anything a device may say
-        what = " ".join(str(error).split())[:200]
-        cli.fail(
-            f"the policy cannot run on {policy.spec.device}: {type(error).__name__}: {what}", 1
-        )
-    return policy
-
-
-def _warm_up(policy: DualRatePolicy) -> None:
-    """Run both halves once: the first pass allocates and compiles what later ones reuse."""
-    import numpy as np
-
-    spec = policy.spec
-    width, height = spec.image_size
-    black = np.zeros((height, width, 3), np.uint8)
-    features = policy.encode(dict.fromkeys(spec.views, black), spec.task)
-    previous: ActionChunk | None = None
-    for samples in (spec.sensor_window // 2, spec.sensor_window):
-        sensor = np.zeros((samples, spec.sensor_channels), np.float32) if samples else None
-        previous = policy.act(features, sensor, None, previous)
 
 
 def _print(run: Runtime) -> None:

@@ -26,6 +26,8 @@ class Ports:
     """UDP port of the force sensor."""
     action: int = endpoints.ACTION.port
     """TCP port that actions are published on."""
+    time: int = endpoints.TIME.port
+    """TCP port at which senders ask for the time; their clocks are known better by it."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,9 @@ class ReceiverOptions:
     """Write the run summary here, as JSON."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the weights; auto: bfloat16 on a GPU, float32 on a CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number format of the weights; auto: the backbone in bfloat16 on a GPU, all else in float32;
+    int8: as auto, with int8 weights in the fast half (CPU only, costs 2 to 5 % of accuracy)."""
     fusion: Literal["concat", "cross_attention", "gated", "none"] | None = None
     """How features and sensor are joined. Default: the checkpoint's."""
     backbone: str | None = None
@@ -173,8 +176,12 @@ class ReceiverOptions:
     """Rate of the force sensor, to count lost samples by."""
     aline_length: int = ALINE_LENGTH
     """Values in an A-scan."""
+    reuse_unchanged_views: bool = False
+    """Views whose picture is the very one before are not encoded again."""
     torch_threads: int = 0
     """Threads of PyTorch on the CPU; 0: half the cores."""
+    slow_loop: Literal["auto", "thread", "process"] = "auto"
+    """Where the slow half runs; auto: in a process of its own on a CPU, in a thread on a GPU."""
     ports: Ports = field(default_factory=Ports)
     stale_after: StaleAfter = field(default_factory=StaleAfter)
     limits: Limits = field(default_factory=Limits)

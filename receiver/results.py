@@ -17,7 +17,7 @@ __all__ = ["ResultsWriter"]
 logger = logging.getLogger(__name__)
 
 _QUEUE = 4096
-_FLUSH_S = 0.5
+_POLL_S = 0.1
 _END = b"\n]\n"
 
 
@@ -100,15 +100,24 @@ class ResultsWriter:
         """Write until `stop` is set and everything queued before is on disk."""
         try:
             while not stop.is_set():
-                stop.wait(_FLUSH_S)
-                self._write_queued()
+                self._write_queued(_POLL_S)
         finally:
             self._write_queued()
             if self._file:
                 self._file.close()
 
-    def _write_queued(self) -> None:
+    def _write_queued(self, wait_s: float = 0.0) -> None:
+        """Write what is queued, after waiting for up to `wait_s` where nothing is.
+
+        Each record as it comes: dozens at once would hold Python's lock for longer than a tick
+        can wait.
+        """
         batch: list[ActionRecord] = []
+        if wait_s:
+            try:
+                batch.append(self._queue.get(timeout=wait_s))
+            except queue.Empty:
+                return
         while not self._queue.empty():
             batch.append(self._queue.get_nowait())
         while batch:

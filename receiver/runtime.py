@@ -6,21 +6,25 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
 
+from common import endpoints
 from common.clock import Ticker
+from common.clock_offset import ClockOffset
 from common.counters import MalformedCounters
-from policies.base import DualRatePolicy
+from policies.base import ActingPolicy
 from receiver.actions import ActionLoop, ActionRecord
 from receiver.commands import ActionPublisher, Guard
 from receiver.console import Console
+from receiver.encoders import Encoder
 from receiver.episodes import Episodes
 from receiver.features import FeatureLoop
 from receiver.folders import SessionFolders
-from receiver.inputs import CameraInput, RobotInput, SensorInput
+from receiver.inputs import CameraInput, InputError, RobotInput, SensorInput
 from receiver.memory import rss_mb
 from receiver.observation import Observer
 from receiver.options import ReceiverOptions
@@ -29,6 +33,8 @@ from receiver.rerun_tap import RerunOptions, RerunSetup, RerunTap
 from receiver.results import ResultsWriter
 from receiver.taps import Tap
 from receiver.threads import Latest, Worker
+from receiver.time_exchange import TimeServer
+from receiver.views import view_of
 
 __all__ = ["AtStart", "Runtime"]
 
@@ -55,13 +61,17 @@ class Runtime:
     def __init__(
         self,
         options: ReceiverOptions,
-        policy: DualRatePolicy,
+        policy: ActingPolicy,
+        encoder: Encoder,
         folders: SessionFolders,
         console: Console,
         stop: threading.Event | None = None,
     ) -> None:
-        """Open every socket; InputError (or RerunError) with one line when one cannot be."""
-        self.options, self.policy = options, policy
+        """Open every socket; InputError (or RerunError) with one line when one cannot be.
+
+        `policy` acts on what `encoder`, the slow half of the same policy, makes of pictures.
+        """
+        self.options, self.policy, self.encoder = options, policy, encoder
         self.console, self.folders = console, folders
         self.counters = MalformedCounters()
         self.episodes = Episodes()
@@ -132,10 +142,12 @@ class Runtime:
             self._taps,
         )
         publisher = ActionPublisher(self._context, options.bind, ports.action)
+        self.time = self._time_server()
         self.observer = Observer(self.cameras, self.robot, self.sensor, window)
         grid = Ticker(options.action_hz)
         self.features = FeatureLoop(
-            self.policy,
+            spec,
+            self.encoder,
             self.observer,
             self.episodes,
             grid,
@@ -164,6 +176,8 @@ class Runtime:
             "features": self.features.run,
             "actions": self.actions.run,
         }
+        if self.time is not None:
+            works["time"] = self.time.run
         self._workers = [
             Worker(name, lambda work=work: work(self.stop), self._failed)  # type: ignore[misc]
             for name, work in works.items()
@@ -178,6 +192,28 @@ class Runtime:
             Worker(name, lambda work=work: work(self._stop_writing), failed)  # type: ignore[misc]
             for name, (work, failed) in writing.items()
         ]
+
+    def _time_server(self) -> TimeServer | None:
+        """Where senders ask for the time; clocks are known one-way where it cannot be opened."""
+        port = self.options.ports.time
+        if not port:
+            return None
+        try:
+            return TimeServer(
+                self._context, self.options.bind, port, self._clocks_of, self.counters
+            )
+        except InputError as error:
+            logger.warning("%s: clocks are estimated one-way (--ports.time)", error)
+            return None
+
+    def _clocks_of(self, source: str, names: Sequence[str]) -> Sequence[ClockOffset]:
+        """The clocks that a sender stamps by."""
+        if source == endpoints.ROBOT.stream:
+            return [self.robot.clock]
+        if source == endpoints.SENSOR.stream:
+            return [self.sensor.clock]
+        views = (view_of(name, self.options.views, self.cameras.views) for name in names)
+        return [self.cameras.views[view].clock for view in views if view is not None]
 
     @property
     def started(self) -> bool:
@@ -225,6 +261,7 @@ class Runtime:
         """Stop the loops and inputs, then write what is still to be written."""
         self.stop.set()
         self._ended_at = self._ended_at or time.monotonic()
+        self.encoder.close()  # a pass under way is not waited for
         for worker in self._workers:
             worker.join(_JOIN_S)
         self._stop_writing.set()

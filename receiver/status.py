@@ -19,8 +19,8 @@ from receiver.runtime import Runtime
 __all__ = ["banner", "draw", "status_lines", "waiting_line"]
 
 
-def banner(options: ReceiverOptions, spec: PolicySpec) -> list[str]:
-    """What the receiver is about to do, a fact a line."""
+def banner(options: ReceiverOptions, spec: PolicySpec, slow_loop: str) -> list[str]:
+    """What the receiver is about to do, a fact a line; `slow_loop` says where that runs."""
     width, height = spec.image_size
     ports, where = options.ports, options.bind
     robot = endpoints.address(options.robot_ip, ports.robot)
@@ -34,6 +34,7 @@ def banner(options: ReceiverOptions, spec: PolicySpec) -> list[str]:
         f"Action rate: {options.action_hz:g} Hz, {spec.rows} rows of {len(spec.columns)}"
         f" ({spec.space})",
         f"VL reuse: {options.vl_reuse}",
+        f"Slow loop: in a {slow_loop} of its own",
         f"Fusion strategy: {spec.fusion}",
         f"Save data: {options.save_data}"
         + ("" if options.save_data else " (inference results only; `record on` starts)"),
@@ -41,6 +42,7 @@ def banner(options: ReceiverOptions, spec: PolicySpec) -> list[str]:
         f"Robot: connecting to {robot} (SUB)",
         f"Sensor: listening on udp://{where}:{ports.sensor}",
         f"Actions: publishing on {endpoints.address(where, ports.action)} (PUB)",
+        f"Time: answering on {endpoints.address(where, ports.time)} (ROUTER)",
     ]
 
 

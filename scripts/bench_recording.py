@@ -78,7 +78,7 @@ def _start_receiver(options: RecordingBenchOptions) -> subprocess.Popen[bytes]:
     arguments = ["receiver/main.py", "--checkpoint", str(options.checkpoint), "--plain"]
     arguments += ["--output-dir", str(options.folder)]
     arguments += ["--summary", str(options.folder / "summary.json")]
-    for port in ("camera", "robot", "sensor", "action"):
+    for port in ("camera", "robot", "sensor", "action", "time"):
         number = getattr(endpoints, port.upper()).port + options.port_offset
         arguments += [f"--ports.{port}", str(number)]
     with (options.folder / "receiver.log").open("wb") as log:

@@ -149,13 +149,16 @@ def _start_senders(options: DemoOptions, folder: Path) -> list[Program]:
     robot = ["senders/robot_sender.py", "--robot", "on", "--driver", "sim", "--accept-actions"]
     robot += ["--port", str(endpoints.ROBOT.port + offset)]
     robot += ["--action-port", str(endpoints.ACTION.port + offset)]
+    robot += ["--time-port", str(endpoints.TIME.port + offset)]
     robot += ["--action-hz", str(options.action_hz), "--output-dir", str(folder / "Robot_Data")]
     robot += ["--driver-options", f"state_port={state}", f"command_port={command}"]
     cameras = ["senders/jetson_camera_sender.py", "--driver", "sim"]
     cameras += ["--port", str(endpoints.CAMERA.port + offset)]
+    cameras += ["--time-port", str(endpoints.TIME.port + offset)]
     cameras += ["--width", str(options.width), "--height", str(options.height)]
     cameras += ["--driver-options", f"state_port={state}"]
     sensor = ["senders/force_sensor_sender.py", "--driver", "sim"]
+    sensor += ["--time-port", str(endpoints.TIME.port + offset)]
     sensor += [
         "--port",
         str(endpoints.SENSOR.port + offset),
@@ -174,7 +177,7 @@ def _start_receiver(options: DemoOptions, folder: Path) -> Program:
     arguments += ["--vl-reuse", str(options.vl_reuse), "--action-hz", str(options.action_hz)]
     arguments += ["--duration", str(options.duration), "--output-dir", str(folder)]
     arguments += ["--summary", str(folder / "summary.json")]
-    for name in ("camera", "robot", "sensor", "action"):
+    for name in ("camera", "robot", "sensor", "action", "time"):
         port = getattr(endpoints, name.upper()).port + options.port_offset
         arguments += [f"--ports.{name}", str(port)]
     return start("receiver", [*arguments, *(["--plain"] if options.plain else [])])

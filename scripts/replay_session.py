@@ -184,9 +184,11 @@ def _arguments(
     playing = ["--driver", "replay", "--driver-options", f"session={recording.folder}"]
     playing += [f"speed={options.speed!r}", f"loop={str(options.loop).lower()}"]
     playing += [f"start_at={start_at!r}"]
+    playing += ["--time-port", str(endpoints.TIME.port + options.port_offset)]
     if name == "robot":
         port = options.robot_port + options.port_offset
         robot = ["senders/robot_sender.py", "--robot", "on", "--port", str(port)]
+        robot += ["--action-host", options.server_ip]  # where it asks for the time
         return [*robot, "--output-dir", str(logs / "Robot_Data"), *playing]
     if name == "cameras":
         port = options.camera_port + options.port_offset

@@ -26,6 +26,7 @@ from senders import registry, sensors
 from senders.batcher import Batcher
 from senders.drivers import DriverError, Recorded, RecordingOver, SensorDriver
 from senders.program import Backoff, Every, check_number, check_port, resolve, run
+from senders.time_exchange import exchanging_time
 
 __all__ = ["DatagramSender", "SensorOptions", "SensorSender", "main"]
 
@@ -44,6 +45,8 @@ class SensorOptions:
     """Where the receiver runs."""
     port: int = endpoints.SENSOR.port
     """UDP port on which it takes samples."""
+    time_port: int = endpoints.TIME.port
+    """TCP port on which it exchanges timestamps; 0 does not ask it."""
     rate_hz: float = endpoints.SENSOR.rate_hz
     """Samples a second; a device with a rate of its own keeps that."""
     batch: int = 10
@@ -60,6 +63,7 @@ class SensorOptions:
     def check(self) -> None:
         """Raise OptionError for a value that cannot be used."""
         check_port("--port", self.port)
+        check_number("--time-port", self.time_port, 0, 65_535)
         check_number("--rate-hz", self.rate_hz, 1, 100_000)
         check_number("--batch", self.batch, 1, max_samples())
         registry.choose(sensors.DRIVERS, self.driver)
@@ -228,7 +232,8 @@ def send(options: SensorOptions, stop: threading.Event) -> None:
     wire = DatagramSender(*destination)
     logger.info("[SENSOR] driver %s → %s:%d", name, options.server_ip, options.port)
     try:
-        SensorSender(driver, wire, Batcher(options.batch, options.rate_hz)).run(stop)
+        with exchanging_time(options.server_ip, options.time_port, endpoints.SENSOR.stream):
+            SensorSender(driver, wire, Batcher(options.batch, options.rate_hz)).run(stop)
     finally:
         wire.close()
 

@@ -34,6 +34,7 @@ from senders.program import (
     resolve,
     run,
 )
+from senders.time_exchange import exchanging_time
 
 __all__ = ["CameraOptions", "main"]
 
@@ -52,6 +53,8 @@ class CameraOptions:
     """Where the receiver runs."""
     port: int = endpoints.CAMERA.port
     """TCP port on which it takes pictures."""
+    time_port: int = endpoints.TIME.port
+    """TCP port on which it exchanges timestamps; 0 does not ask it."""
     fps: float = endpoints.CAMERA.rate_hz
     """Pictures a second and camera."""
     width: int = 1280
@@ -80,6 +83,7 @@ class CameraOptions:
     def check(self) -> None:
         """Raise OptionError for a value that cannot be used."""
         check_port("--port", self.port)
+        check_number("--time-port", self.time_port, 0, 65_535)
         check_number("--fps", self.fps, 0.1, 240)
         check_number("--width", self.width, 16, 4096)
         check_number("--height", self.height, 16, 4096)
@@ -212,6 +216,17 @@ def _play_out(captures: Sequence[CameraCapture], stop: threading.Event) -> None:
         logger.warning("%d pictures were not taken by a receiver", left)
 
 
+def _watch(captures: Sequence[CameraCapture], stop: threading.Event) -> None:
+    """Say the status now and then until `stop`, which is set here once all recordings are over."""
+    status = Every()
+    while not stop.wait(0.2):
+        if status.due():
+            logger.info(_status(captures))
+        if all(capture.over for capture in captures):
+            _play_out(captures, stop)
+            stop.set()
+
+
 def send(options: CameraOptions, stop: threading.Event) -> None:
     """Run the sender until `stop`; raises SenderError when it cannot start."""
     if options.list:
@@ -231,13 +246,9 @@ def send(options: CameraOptions, stop: threading.Event) -> None:
     ]
     for thread in threads:
         thread.start()
-    status = Every()
-    while not stop.wait(0.2):
-        if status.due():
-            logger.info(_status(captures))
-        if all(capture.over for capture in captures):
-            _play_out(captures, stop)
-            stop.set()
+    names = [capture.name for capture in captures]
+    with exchanging_time(options.server_ip, options.time_port, endpoints.CAMERA.stream, names):
+        _watch(captures, stop)
     for thread in threads:
         thread.join(_LEAVE_S)
     logger.info(_status(captures))

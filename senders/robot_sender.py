@@ -25,6 +25,7 @@ from senders.limits import MotionLimits
 from senders.program import check_number, check_port, open_socket, run
 from senders.robot_log import RobotLog
 from senders.robot_loop import RobotSender
+from senders.time_exchange import exchanging_time
 
 __all__ = ["RobotOptions", "RobotSender", "main"]
 
@@ -58,6 +59,8 @@ class RobotOptions:
     """TCP port on which it publishes actions."""
     action_hz: float = endpoints.ACTION.rate_hz
     """Actions a second to expect; three periods without one put the robot on hold."""
+    time_port: int = endpoints.TIME.port
+    """TCP port on which the receiver (--action-host) exchanges timestamps; 0 does not ask it."""
     speed_scale: float = 0.5
     """Fraction of the arm's top speeds that it may be moved with, above 0 and up to 1."""
     output_dir: Path = Path("dataset/Robot_Data")
@@ -69,6 +72,7 @@ class RobotOptions:
         """Raise OptionError for a value that cannot be used."""
         check_port("--port", self.port)
         check_port("--action-port", self.action_port)
+        check_number("--time-port", self.time_port, 0, 65_535)
         check_number("--rate-hz", self.rate_hz, 1, 1000)
         check_number("--action-hz", self.action_hz, 0.1, 1000)
         check_number("--speed-scale", self.speed_scale, 0.001, 1)
@@ -114,7 +118,8 @@ def send(options: RobotOptions, stop: threading.Event) -> None:
     logger.info("[ROBOT] driver %s, publishing on %s", name, where)
     logger.info("[ROBOT] writing %s", log.path)
     try:
-        RobotSender(driver, publisher, log, options.rate_hz, motion).run(stop)
+        with exchanging_time(options.action_host, options.time_port, endpoints.ROBOT.stream):
+            RobotSender(driver, publisher, log, options.rate_hz, motion).run(stop)
     finally:
         log.close()
         if motion is not None:

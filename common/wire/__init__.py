@@ -34,7 +34,25 @@ from common.wire.robot import (
     encode_robot,
     encode_robot_status,
 )
-from common.wire.sensor import SampleBatch, decode_samples, encode_samples, max_samples
+from common.wire.sensor import (
+    SampleBatch,
+    SampleReader,
+    check_values,
+    decode_samples,
+    encode_samples,
+    max_samples,
+    quiet,
+)
+from common.wire.time import (
+    MAX_NAMES,
+    MAX_TIME,
+    TimeReply,
+    TimeRequest,
+    decode_time_reply,
+    decode_time_request,
+    encode_time_reply,
+    encode_time_request,
+)
 
 __all__ = [
     "ALINE_LENGTH",
@@ -47,6 +65,8 @@ __all__ = [
     "MAX_JPEG_PIXELS",
     "MAX_MAGNITUDE",
     "MAX_NAME",
+    "MAX_NAMES",
+    "MAX_TIME",
     "MAX_TIMESTAMP",
     "Action",
     "ActionSpace",
@@ -58,15 +78,24 @@ __all__ = [
     "RobotState",
     "RobotStatus",
     "SampleBatch",
+    "SampleReader",
+    "TimeReply",
+    "TimeRequest",
+    "check_values",
     "decode_action",
     "decode_camera",
     "decode_robot",
     "decode_samples",
+    "decode_time_reply",
+    "decode_time_request",
     "encode_action",
     "encode_camera",
     "encode_episode_end",
     "encode_robot",
     "encode_robot_status",
     "encode_samples",
+    "encode_time_reply",
+    "encode_time_request",
     "max_samples",
+    "quiet",
 ]

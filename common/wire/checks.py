@@ -35,6 +35,7 @@ class MalformedMessage(ValueError):
         super().__init__(f"{stream}: {reason}{f' ({detail})' if detail else ''}")
         self.stream = stream
         self.reason = reason
+        self.detail = detail
 
 
 def stamp(stream: str, value: object) -> float:

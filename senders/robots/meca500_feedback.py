@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.clock import ClockOffset
+from common.clock_offset import ClockOffset
 
 __all__ = ["CART_POS", "JOINT_POS", "Feedback", "Sample"]
 

@@ -99,13 +99,15 @@ def test_views_are_not_copies_and_cannot_be_written() -> None:
 @given(
     capacity=st.integers(1, 12),
     slack=st.integers(0, 12),
+    most=st.integers(1, 12),
     before=st.integers(0, 60),
     sizes=st.lists(st.integers(1, 12), max_size=6),
 )
 def test_a_view_stays_for_slack_further_rows(
-    capacity: int, slack: int, before: int, sizes: list[int]
+    capacity: int, slack: int, most: int, before: int, sizes: list[int]
 ) -> None:
-    ring = SampleRing(capacity, 1, slack)
+    """And through whatever is written into rows that are reserved and never committed."""
+    ring = SampleRing(capacity, 1, slack, most)
     for number in range(before):
         ring.append(*batch(number, 1, 1))
     stamps, rows = ring.newest(capacity)
@@ -114,8 +116,33 @@ def test_a_view_stays_for_slack_further_rows(
         if ring.count + size > before + slack:
             break
         ring.append(*batch(ring.count, size, 1))
+        ring.reserve(most)[:] = -1
     np.testing.assert_array_equal(stamps, kept_stamps)
     np.testing.assert_array_equal(rows, kept_rows)
+
+
+def test_rows_are_not_there_until_they_are_committed() -> None:
+    ring = SampleRing(4, 2, 4, batch=3)
+    ring.append(*batch(0, 6, 2))
+    ring.reserve(3)[:] = 7
+    assert ring.newest(4)[0].tolist() == [2, 3, 4, 5]
+    numbers, values = batch(6, 2, 2)
+    ring.reserve(2)[:] = values
+    ring.commit(numbers)
+    stamps, rows = ring.newest(4)
+    assert stamps.tolist() == [4, 5, 6, 7]
+    assert rows[:, 0].tolist() == [40, 50, 60, 70]
+    with pytest.raises(ValueError, match="at most 3"):
+        ring.reserve(4)
+
+
+def test_clear_keeps_as_many_as_asked() -> None:
+    ring = SampleRing(4, 1, 4)
+    ring.append(*batch(0, 6, 1))
+    ring.clear(keep=2)
+    assert ring.newest(4)[0].tolist() == [4, 5]
+    ring.clear(keep=3)  # what is forgotten stays so
+    assert len(ring) == 2
 
 
 def test_a_view_goes_when_the_writer_comes_round() -> None:
@@ -123,7 +150,8 @@ def test_a_view_goes_when_the_writer_comes_round() -> None:
     ring = SampleRing(4, 1, 3)
     ring.append(*batch(0, 4, 1))
     stamps, _ = ring.newest(4)
-    ring.append(*batch(4, 4, 1))
+    for first in range(4, 40, 4):
+        ring.append(*batch(first, 4, 1))
     assert stamps.tolist() != [0, 1, 2, 3]
 
 

@@ -100,8 +100,29 @@ def test_example_sensor_sender(tmp_path: Path) -> None:
     assert (batch.send_timestamps >= batch.timestamps).all()
 
 
+def test_example_time_asker(context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path) -> None:
+    with context.socket(zmq.ROUTER) as router:
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        code = example("time_asker").replace(
+            f"localhost:{endpoints.TIME.port}", f"127.0.0.1:{port}"
+        )
+        with running(code, tmp_path):
+            asked = []
+            for _ in range(2):
+                assert router.poll(20_000)
+                peer, empty, data = router.recv_multipart()
+                asked.append(wire.decode_time_request([data]))
+                reply = wire.TimeReply(asked[-1].seq or 0, 1.0, 2.0)
+                router.send_multipart([peer, empty, wire.encode_time_reply(reply)])
+    first, second = asked
+    assert (first.source, first.seq, first.answered_seq) == ("robot", 1, None)
+    assert (second.seq, second.answered_seq) == (2, 1)
+    assert second.answered_at is not None and first.sent_at is not None
+    assert second.answered_at >= first.sent_at
+
+
 def test_examples_are_short() -> None:
-    assert sorted(EXAMPLES) == ["camera_sender", "robot_sender", "sensor_sender"]
+    assert sorted(EXAMPLES) == ["camera_sender", "robot_sender", "sensor_sender", "time_asker"]
     for name in EXAMPLES:
         assert len(example(name).splitlines()) <= 15, name
 
@@ -119,16 +140,23 @@ def reasons_in(*folders: str) -> set[str]:
 
 
 def test_the_table_of_reasons_is_complete() -> None:
-    rows = re.findall(r"^\| (robot|camera|sensor|action) \| `(\w+)` \|", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| (robot|camera|sensor|action|time) \| `(\w+)` \|", PAGE, re.MULTILINE)
     assert len(rows) == len(set(rows))
     assert {reason for _, reason in rows} == reasons_in("common", "receiver")
 
 
 def test_the_page_names_the_ports_and_the_bounds() -> None:
-    for endpoint in (endpoints.CAMERA, endpoints.ROBOT, endpoints.ACTION):
+    for endpoint in (endpoints.CAMERA, endpoints.ROBOT, endpoints.ACTION, endpoints.TIME):
         assert re.search(rf"^\| \[{endpoint.stream}\].*tcp {endpoint.port} ", PAGE, re.MULTILINE)
     assert f"udp {endpoints.SENSOR.port}" in PAGE
     for bound in (wire.MAX_HEADER, wire.MAX_DATAGRAM, wire.MAX_ACTION, wire.MAX_ACTION_VALUES):
         assert f"{bound:,}" in PAGE
-    for bound in (wire.MAX_NAME, wire.MAX_ITEMS, wire.MAX_JPEG >> 20, int(wire.MAX_MAGNITUDE)):
+    for bound in (
+        wire.MAX_NAME,
+        wire.MAX_NAMES,
+        wire.MAX_TIME,
+        wire.MAX_ITEMS,
+        wire.MAX_JPEG >> 20,
+        int(wire.MAX_MAGNITUDE),
+    ):
         assert f"{bound:,} " in PAGE

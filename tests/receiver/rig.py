@@ -18,6 +18,7 @@ from common import wire
 from common.wire import RobotState
 from policies.base import ActionChunk, PolicySpec
 from receiver.console import Console
+from receiver.encoders import LocalEncoder
 from receiver.folders import SessionFolders
 from receiver.options import Ports, ReceiverOptions, StaleAfter
 from receiver.runtime import Runtime
@@ -54,6 +55,11 @@ class ScriptedPolicy:
         self.images = [images["View1"]]
         return len(self.tasks)
 
+    def pack(self, features: Any) -> bytes:
+        raise NotImplementedError
+
+    unpack: Any = pack
+
     def act(
         self, features: Any, sensor: Any, robot: RobotState | None, previous: ActionChunk | None
     ) -> ActionChunk:
@@ -66,7 +72,7 @@ class Rig:
     """A runtime at 50 Hz, and a thread that feeds each of its streams until told not to."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        camera, robot, sensor, action = free_ports(4)
+        camera, robot, sensor, action, time_port = free_ports(5)
         self.policy = ScriptedPolicy()
         self.console = Console(live=True)
         given = ReceiverOptions(
@@ -78,10 +84,11 @@ class Rig:
             aline_length=3,
             sensor_hz=500.0,
             stale_after=StaleAfter(view_s=0.5, sensor_s=0.3, robot_s=0.3, features_s=0.6),
-            ports=Ports(camera, robot, sensor, action),
+            ports=Ports(camera, robot, sensor, action, time_port),
             **options,
         )
-        self.run = Runtime(given, self.policy, SessionFolders(folder), self.console)
+        encoder = LocalEncoder(self.policy)
+        self.run = Runtime(given, self.policy, encoder, SessionFolders(folder), self.console)
         self.feeding = {"camera", "robot", "sensor"}
         self.force = 0.1
         self._closed = False

@@ -40,7 +40,7 @@ SEEN = Observation(
     force_peak_n=0.1,
     robot=StoredState(RobotState(1, 1, 0, (0,) * 6, (0,) * 6), NOW - 0.02, NOW - 0.01),
 )
-UPDATE = FeatureUpdate(1, 1, None, NOW - 0.3, NOW - 0.25, NOW - 0.1, "t")
+UPDATE = FeatureUpdate(1, 1, None, {"View1": NOW - 0.3}, NOW - 0.25, NOW - 0.1, "t")
 EPISODE = Episode(1, NOW - 10)
 
 
@@ -101,7 +101,10 @@ def test_what_the_robots_side_says_of_it(condition: RobotCondition, reason: str)
 
 def test_reasons_in_features_and_episode() -> None:
     assert guard().reason(SEEN, None, EPISODE) == "no features yet"
-    assert guard().reason(SEEN, replace(UPDATE, captured_at=NOW - 2.1), EPISODE) == "features old"
+    assert (
+        guard().reason(SEEN, replace(UPDATE, captured={"View1": NOW - 2.1}), EPISODE)
+        == "features old"
+    )
     # Features of the episode before are not those of this one.
     assert guard().reason(SEEN, UPDATE, Episode(2, NOW)) == "no features yet"
     assert guard().reason(SEEN, UPDATE, replace(EPISODE, active=False)) == "episode ended"

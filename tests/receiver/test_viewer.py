@@ -56,7 +56,7 @@ def datagram(at: float) -> memoryview:
 def record(at: float, number: int, task: str = "touch the port") -> ActionRecord:
     rows = np.tile(np.float32((*joints_at(at - START), 0.5)), (8, 1))
     rows[:, 0] += np.arange(8, dtype=np.float32)
-    update = FeatureUpdate(1, 1, None, at - 0.5, at - 0.4, at - 0.1, task)
+    update = FeatureUpdate(1, 1, None, {"View1": at - 0.5}, at - 0.4, at - 0.1, task)
     return ActionRecord(
         episode=1,
         episode_at=START,

@@ -1,0 +1,75 @@
+"""The newest few of a stream, in the order in which they were taken, not in which they came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from receiver.threads import Latest
+
+__all__ = ["History"]
+
+T = TypeVar("T")
+
+
+class History(Generic[T]):
+    """Values ordered by their stamps; one thread puts, any may look."""
+
+    def __init__(
+        self,
+        length: int,
+        stamp_of: Callable[[T], float],
+        most_bytes: int = 0,
+        bytes_of: Callable[[T], int] | None = None,
+    ) -> None:
+        """Keep the newest `length`, or fewer where they hold more than `most_bytes` together."""
+        self._length, self._stamp_of = length, stamp_of
+        self._most_bytes, self._bytes_of = most_bytes, bytes_of
+        self._values: Latest[tuple[T, ...]] = Latest(())
+
+    def put(self, value: T) -> bool:
+        """Put a value in its place; False when it is older than the newest one."""
+        values, stamp = self._values.get() or (), self._stamp_of(value)
+        place = len(values)
+        while place and self._stamp_of(values[place - 1]) > stamp:
+            place -= 1
+        kept = (*values[:place], value, *values[place:])[-self._length :]
+        if self._bytes_of is not None:
+            size = sum(map(self._bytes_of, kept))
+            while len(kept) > 1 and size > self._most_bytes:
+                size -= self._bytes_of(kept[0])
+                kept = kept[1:]
+        self._values.put(kept)
+        return place == len(values)
+
+    def get(self) -> T | None:
+        """The newest by its stamp, None while there is none."""
+        values = self._values.get()
+        return values[-1] if values else None
+
+    def last_two(self) -> tuple[T | None, T | None]:
+        """The newest by its stamp and the one before; None where there is none."""
+        values = self._values.get() or ()
+        newest = values[-1] if values else None
+        return (values[-2] if len(values) > 1 else None), newest
+
+    def as_of(self, at: float) -> T | None:
+        """The newest that was taken at `at` or before, None where there is none."""
+        return self.around(at)[0]
+
+    def around(self, at: float) -> tuple[T | None, T | None]:
+        """The newest taken at `at` or before, and the one that follows it."""
+        after: T | None = None
+        for value in reversed(self._values.get() or ()):
+            if self._stamp_of(value) <= at:
+                return value, after
+            after = value
+        return None, after
+
+    def clear(self) -> None:
+        """Forget all: their stamps are of a clock that was set since."""
+        self._values.put(())
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._values.get() or ())
