@@ -15,7 +15,7 @@ PYTHON312 ?= python3.12
 LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_STAMP := $(LEROBOT_VENV)/.dualrate
 
-.PHONY: help demo test test-slow test-lerobot lint format bench bench-recording venv venv-lerobot clean
+.PHONY: help demo test test-slow test-lerobot lint format bench profile bench-recording venv venv-lerobot clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -69,6 +69,9 @@ format: $(DEV_STAMP)  ## put the code into form
 
 bench: $(STAMP)  ## the benchmarks, ratios of both sides in one run
 	$(BIN)/python scripts/bench.py
+
+profile: $(DEV_STAMP)  ## where the receiver's processor time goes under full load
+	$(BIN)/python scripts/profile_receiver.py
 
 bench-recording: $(STAMP)  ## full load, recording switched on and off in turn (DURATION=30 s)
 	$(BIN)/python scripts/bench_recording.py --duration $(DURATION)
