@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 DURATION ?= 30
 SEED ?= 0
+HOURS ?= 1
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dualrate
 DEV_STAMP := $(VENV)/.dualrate-dev
@@ -15,7 +16,7 @@ PYTHON312 ?= python3.12
 LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_STAMP := $(LEROBOT_VENV)/.dualrate
 
-.PHONY: help demo test test-slow test-lerobot lint format bench profile bench-recording venv venv-lerobot clean
+.PHONY: help demo test test-slow test-lerobot lint format bench soak profile bench-recording venv venv-lerobot clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -69,6 +70,9 @@ format: $(DEV_STAMP)  ## put the code into form
 
 bench: $(STAMP)  ## the benchmarks, ratios of both sides in one run
 	$(BIN)/python scripts/bench.py
+
+soak: $(STAMP)  ## the receiver alone at 10 Hz under full load, counting missed deadlines (HOURS=1)
+	$(BIN)/python scripts/bench_lateness.py --hours $(HOURS)
 
 profile: $(DEV_STAMP)  ## where the receiver's processor time goes under full load
 	$(BIN)/python scripts/profile_receiver.py

@@ -42,34 +42,45 @@ MECA500 = ArmGeometry(
 )
 
 
-def _rotation(axis: str, angle_rad: float) -> NDArray[np.float64]:
-    c, s = math.cos(angle_rad), math.sin(angle_rad)
-    if axis == "x":
-        return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-    if axis == "y":
-        return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-
 def flange_transform(
     joints_deg: ArrayLike, arm: ArmGeometry = MECA500
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The flange's rotation (3, 3) and position (3,) in mm for (6,) joint angles in degrees."""
-    q = np.radians(np.asarray(joints_deg, dtype=np.float64))
-    links = (
-        ("z", q[0], (0.0, 0.0, arm.d1_mm)),
-        ("y", q[1], (0.0, 0.0, arm.a2_mm)),
-        ("y", q[2], (arm.d4_mm, 0.0, arm.a3_mm)),
-        ("x", q[3], (0.0, 0.0, 0.0)),
-        ("y", q[4], (arm.d6_mm, 0.0, 0.0)),
-        ("x", q[5], (0.0, 0.0, 0.0)),
+    """The flange's rotation (3, 3) and position (3,) in mm for (6,) joint angles in degrees.
+
+    The chain Rz(θ1) ↑d1 Ry(θ2) ↑a2 Ry(θ3) →d4 ↑a3 Rx(θ4) Ry(θ5) →d6 Rx(θ6), written out: joints 2
+    and 3 turn about one axis, and plain numbers cost a tenth of twelve small matrices. The limits
+    ask for this at every row of every action.
+    """
+    angles = [math.radians(angle) for angle in np.asarray(joints_deg, dtype=np.float64).tolist()]
+    q1, q2, q3, q4, q5, q6 = angles
+    c1, s1, c4, s4 = math.cos(q1), math.sin(q1), math.cos(q4), math.sin(q4)
+    c5, s5, c6, s6 = math.cos(q5), math.sin(q5), math.cos(q6), math.sin(q6)
+    c, s = math.cos(q2 + q3), math.sin(q2 + q3)
+    # The wrist, Rx(θ4) Ry(θ5) Rx(θ6), by columns; then turned by Ry(θ2 + θ3) and by Rz(θ1).
+    wrist = (
+        (c5, s4 * s5, -c4 * s5),
+        (s5 * s6, c4 * c6 - s4 * c5 * s6, s4 * c6 + c4 * c5 * s6),
+        (s5 * c6, -c4 * s6 - s4 * c5 * c6, -s4 * s6 + c4 * c5 * c6),
     )
-    rotation, position = np.eye(3), np.zeros(3)
-    for axis, angle, along in links:
-        rotation = rotation @ _rotation(axis, float(angle))
-        position = position + rotation @ np.asarray(along)
+
+    def turned(x: float, y: float, z: float) -> tuple[float, float, float]:
+        ahead = c * x + s * z
+        return c1 * ahead - s1 * y, s1 * ahead + c1 * y, c * z - s * x
+
+    forearm = turned(
+        arm.d4_mm + arm.d6_mm * c5, arm.d6_mm * s4 * s5, arm.a3_mm - arm.d6_mm * c4 * s5
+    )
+    reach = arm.a2_mm * math.sin(q2)
+    position = np.array(
+        [
+            forearm[0] + c1 * reach,
+            forearm[1] + s1 * reach,
+            forearm[2] + arm.d1_mm + arm.a2_mm * math.cos(q2),
+        ]
+    )
+    x, y, z = (turned(*column) for column in wrist)
     # The flange frame's z axis points out of the flange, along the last link's x.
-    return rotation @ _rotation("y", math.pi / 2), position
+    return np.array([(-z[i], y[i], x[i]) for i in range(3)]), position
 
 
 def euler_xyz_deg(rotation: NDArray[np.float64]) -> NDArray[np.float64]:

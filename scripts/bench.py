@@ -17,11 +17,10 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
 from rich.table import Table
 
 from common import cli
-from scripts.benches import Comparison, add_rows, read_rows
+from scripts.benches import Comparison, add_rows, read_rows, wide_console
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHES = ("clocks", "ingest", "lateness", "fast_parts", "slow_part", "freshness", "scale")
@@ -58,7 +57,7 @@ def _run(name: str, plots: Path, folder: Path) -> tuple[str, list[Comparison]]:
 def main() -> int:
     """Run the benchmarks; 1 when one of them failed, whether or not goals are met."""
     options = cli.parse(BenchOptions)
-    out, failed = Console(), False
+    out, failed = wide_console(), False
     chosen = [name for name in BENCHES if name in options.only or not options.only]
     plots = options.plots.resolve()
     table = Table(title="dualrate against how rigs work today")

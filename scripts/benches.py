@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["BenchOutput", "Comparison", "add_rows", "read_rows", "report", "show"]
+__all__ = ["BenchOutput", "Comparison", "add_rows", "read_rows", "report", "show", "wide_console"]
+
+_FILE_WIDTH = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,17 @@ def add_rows(table: Table, rows: Sequence[Comparison]) -> None:
         table.add_row(escape(row.name), row.ours, row.theirs, ratio, row.goal, mark)
 
 
+def wide_console() -> Console:
+    """A console; into a file it is wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+
+
 def show(title: str, rows: Sequence[Comparison]) -> None:
     """Print rows as a table."""
     table = Table(title=title)
     add_rows(table, rows)
-    Console().print(table)
+    wide_console().print(table)
 
 
 def report(title: str, rows: Sequence[Comparison], output: BenchOutput) -> None:

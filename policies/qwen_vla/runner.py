@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,9 @@ from policies.qwen_vla.folded import FoldedFast
 from policies.qwen_vla.fusions import Terms
 from policies.qwen_vla.sensor_encoder import resample
 
-__all__ = ["FastRunner", "StaticRun"]
+__all__ = ["FastRunner", "Recorded", "StaticRun"]
+
+_log = logging.getLogger(__name__)
 
 
 class StaticRun:
@@ -63,6 +67,54 @@ class StaticRun:
         return self._result.clone()
 
 
+class Recorded:
+    """One pass as a recorded list of operations, run without Python in between.
+
+    A pass is some 150 small operations. Called one by one, each gives Python's lock back, and must
+    wait for it again where other threads want it, too; a recorded list runs without the lock.
+    Recorded by tracing, which is right because what is run depends on shapes alone. Weights in a
+    processor's own order cannot be recorded: a large policy runs operation by operation, where
+    each takes long enough for the lock not to matter.
+
+    Args:
+        run: terms and window to delta.
+        terms: as `run` takes them; only shapes count here.
+        window: a window, (T, channels).
+    """
+
+    def __init__(
+        self, run: Callable[[Terms, Tensor], Tensor], terms: Terms, window: Tensor
+    ) -> None:
+        self._run = run
+        self._shapes = [term.shape for term in (window, *terms)]
+        self._recorded: Callable[..., Tensor] | None = None
+        try:
+            with warnings.catch_warnings():
+                # Tracing is deprecated in favour of compiling, for which users need a compiler.
+                warnings.simplefilter("ignore")
+                trace: Any = torch.jit.trace
+                recorded = trace(
+                    lambda window, *terms: run(terms, window), (window, *terms), check_trace=False
+                )
+            # The second run is as all others will be: optimised for what the first one met.
+            results = [recorded(window, *terms) for _ in range(2)]
+            if all(torch.equal(result, run(terms, window)) for result in results):
+                self._recorded = recorded
+        except (RuntimeError, AttributeError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            _log.debug("the fast half runs operation by operation: %.200s", reason)
+
+    def fits(self, terms: Terms, window: Tensor) -> bool:
+        """Whether these have the shapes that this was made for."""
+        return [term.shape for term in (window, *terms)] == self._shapes
+
+    def __call__(self, terms: Terms, window: Tensor) -> Tensor:
+        """The delta (rows, columns)."""
+        if self._recorded is None:
+            return self._run(terms, window)
+        return self._recorded(window, *terms)
+
+
 class FastRunner:
     """The fast half of a policy; for one thread.
 
@@ -83,6 +135,7 @@ class FastRunner:
         self._terms: Terms = ()
         self._delta: Tensor | None = None
         self._static: StaticRun | None = None
+        self._recorded: Recorded | None = None
 
     @torch.inference_mode()
     def __call__(self, features: Tensor, window: Tensor | None) -> Tensor:
@@ -104,7 +157,9 @@ class FastRunner:
             rows = resample(window, self._sensor.window)[0]
             if self._static is not None:
                 return self._static(rows)
-            return self._folded.run(self._terms, rows)
+            if self._recorded is None or not self._recorded.fits(self._terms, rows):
+                self._recorded = Recorded(self._folded.run, self._terms, rows)
+            return self._recorded(self._terms, rows)
 
     def _take(self, features: Tensor) -> None:
         self._features = None  # if this fails, nothing of another update is used in its place

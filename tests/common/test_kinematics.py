@@ -70,6 +70,34 @@ def test_another_arms_lengths_are_used() -> None:
     np.testing.assert_allclose(flange_pose([0] * 6, arm)[:3], [11000, 0, 111])
 
 
+def chain(joints_deg: tuple[float, ...], arm: ArmGeometry) -> tuple[np.ndarray, np.ndarray]:
+    """The same link by link: turn about an axis, then go along."""
+    links = (
+        ("z", (0.0, 0.0, arm.d1_mm)),
+        ("y", (0.0, 0.0, arm.a2_mm)),
+        ("y", (arm.d4_mm, 0.0, arm.a3_mm)),
+        ("x", (0.0, 0.0, 0.0)),
+        ("y", (arm.d6_mm, 0.0, 0.0)),
+        ("x", (0.0, 0.0, 0.0)),
+    )
+    rotation, position = np.eye(3), np.zeros(3)
+    for angle, (axis, along) in zip(joints_deg, links, strict=True):
+        turn = {"x": (angle, 0, 0), "y": (0, angle, 0), "z": (0, 0, angle)}[axis]
+        rotation = rotation @ rotation_of(*turn)
+        position = position + rotation @ np.array(along)
+    return rotation @ rotation_of(0, 90, 0), position
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.tuples(*[st.floats(-400.0, 400.0)] * 6), st.tuples(*[st.floats(-500.0, 500.0)] * 5))
+def test_the_written_out_chain_is_the_chain(
+    joints: tuple[float, ...], lengths: tuple[float, ...]
+) -> None:
+    arm = ArmGeometry(*lengths, (-1.0,) * 6, (1.0,) * 6, (1.0,) * 6)
+    for ours, expected in zip(flange_transform(joints, arm), chain(joints, arm), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-9)
+
+
 @settings(max_examples=200, deadline=None)
 @given(JOINTS)
 def test_every_transform_is_rigid_and_within_reach(joints: tuple[float, ...]) -> None:

@@ -16,7 +16,7 @@ from policies.qwen_vla.config import ExpertConfig, Fusion, PolicyConfig, SensorC
 from policies.qwen_vla.fast import build_fast
 from policies.qwen_vla.folded import FoldedFast
 from policies.qwen_vla.packed import Precision, packing
-from policies.qwen_vla.runner import FastRunner, StaticRun
+from policies.qwen_vla.runner import FastRunner, Recorded, StaticRun
 from policies.qwen_vla.tiny import WIDTH, random_windows
 from tests.policies import qwen_reference as reference
 from tests.policies.qwen_reference import FUSIONS, SMALL, Sizes
@@ -193,6 +193,50 @@ def test_buffers_that_a_graph_would_replay(fusion: Fusion) -> None:
             seen.append((static(window[0]), plain(fast, vl, window)))
     for ours, expected in seen:  # compared at the end: no result may change later
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "gated", "cross_attention"])
+@torch.inference_mode()
+def test_a_recorded_pass_gives_the_very_same(fusion: Fusion) -> None:
+    folded = FoldedFast(parts(fusion, SMALL), packing("float32", CPU))
+    tokens = 3 if fusion == "cross_attention" else 1
+    terms = folded.prepare(inputs(SMALL, tokens)[0])[0]
+    recorded = Recorded(folded.run, terms, inputs(SMALL)[1][0])
+    assert recorded._recorded is not None
+    for seed in range(3):
+        vl, window = inputs(SMALL, tokens, seed=20 + seed)
+        others = folded.prepare(vl)[0]
+        assert recorded.fits(others, window[0])
+        torch.testing.assert_close(
+            recorded(others, window[0]), folded.run(others, window[0]), atol=0, rtol=0
+        )
+    assert not recorded.fits(terms, inputs(SMALL, length=64)[1][0])
+
+
+@torch.inference_mode()
+def test_packed_weights_run_operation_by_operation() -> None:
+    folded = FoldedFast(parts("concat", FULL_WIDTH), packing("float32", CPU))
+    vl, window = inputs(FULL_WIDTH)
+    terms = folded.prepare(vl)[0]
+    recorded = Recorded(folded.run, terms, window[0])
+    torch.testing.assert_close(
+        recorded(terms, window[0]), folded.run(terms, window[0]), atol=0, rtol=0
+    )
+
+
+def test_a_pass_that_cannot_be_recorded_runs_all_the_same(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("no tracing\nin this version")
+
+    monkeypatch.setattr(torch.jit, "trace", refuses)
+    fast = parts("concat", SMALL)
+    vl, window = inputs(SMALL)
+    with caplog.at_level("DEBUG"):
+        delta = runner(fast)(vl, window)
+    torch.testing.assert_close(delta, plain(fast, vl, window), atol=1e-5, rtol=0)
+    assert "operation by operation: no tracing in this version" in caplog.text
 
 
 def test_weights_too_large_for_float16_are_not_cut_off() -> None:
