@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -10,9 +11,19 @@ import threading
 import time
 from collections.abc import Iterator
 
-__all__ = ["stopping"]
+__all__ = ["die_with_parent", "stopping"]
 
 _IMPATIENT_S = 3.0
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def die_with_parent(number: int) -> None:
+    """Ask the kernel (Linux) to send this process a signal when the one that started it is gone.
+
+    To be called by the child; elsewhere it does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import signal
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import endpoints
+from common.stopping import die_with_parent
 from common.wire import Buffer, MalformedMessage
 from policies.base import Features, PolicyError, PolicySpec
 from receiver.encoders import EncoderError
@@ -33,20 +33,18 @@ _LOADED_IN_S = 300.0  # a backbone of gigabytes from a slow disk
 _HUNG_AFTER_S = 30.0
 _ENDS_IN_S = 2.0
 _POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel (Linux) to end the process when the receiver is killed."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end_with_parent() -> None:
+    die_with_parent(signal.SIGKILL)
 
 
 class EncodingProcess:
     """The slow half in a process of its own, which has a lock of Python's to itself.
 
     A process that dies or hangs costs one update: it is started again, and until it answers the
-    features grow old, which puts the output on hold.
+    features grow old, which puts the output on hold. What is started again must be the very policy
+    that was there before: features of another checkpoint mean nothing to the fast half that acts.
     """
 
     where = "process"
@@ -60,6 +58,7 @@ class EncodingProcess:
         self._lock = threading.Lock()  # for who starts it and who ends it
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
+        self._identity: tuple[PolicySpec, bytes] | None = None
         self.restarts = 0
         self.cpu_s = 0.0
         self._connection = self._start()
@@ -76,7 +75,7 @@ class EncodingProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl+C is for the receiver, which then ends this
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  it allocates nothing, takes no lock
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  it allocates nothing, takes no lock
             )
         connection = Connection(ours.detach())
         with contextlib.suppress(Gone):
@@ -93,8 +92,14 @@ class EncodingProcess:
             raise CannotRun(str(said["cannot_run"]))
         if "spec" not in said:
             raise PolicyError(str(said.get("error", "the encoding process said nothing of use")))
-        self._ready = True
-        return spec_of(said["spec"])
+        identity = spec_of(said["spec"]), bytes(said["black"])
+        if self._identity not in (None, identity):
+            raise PolicyError(
+                "the checkpoint is no longer the one that the fast half was loaded from: "
+                "start the receiver again"
+            )
+        self._identity, self._ready = identity, True
+        return identity[0]
 
     def encode(self, jpegs: Mapping[str, Buffer], task: str) -> Features:
         """Let the process run one pass and wait for it, without Python's lock."""

@@ -70,7 +70,7 @@ def main() -> int:
             encoder.close()
             console.close()
             cli.fail(str(error))
-        for line in banner(options, policy.spec, encoder.where):
+        for line in banner(run):
             logger.info(line)
         # A thread that wakes up waits for this long for one that computes: the default is 5 ms.
         sys.setswitchinterval(0.0005)

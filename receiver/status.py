@@ -10,17 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from common import endpoints
-from policies.base import PolicySpec
 from receiver import lines
 from receiver.actions import ActionStatus
-from receiver.options import ReceiverOptions
 from receiver.runtime import Runtime
 
 __all__ = ["banner", "draw", "status_lines", "waiting_line"]
 
 
-def banner(options: ReceiverOptions, spec: PolicySpec, slow_loop: str) -> list[str]:
-    """What the receiver is about to do, a fact a line; `slow_loop` says where that runs."""
+def banner(run: Runtime) -> list[str]:
+    """What the receiver is about to do, a fact a line."""
+    options, spec, answering = run.options, run.policy.spec, run.time is not None
     width, height = spec.image_size
     ports, where = options.ports, options.bind
     robot = endpoints.address(options.robot_ip, ports.robot)
@@ -34,7 +33,7 @@ def banner(options: ReceiverOptions, spec: PolicySpec, slow_loop: str) -> list[s
         f"Action rate: {options.action_hz:g} Hz, {spec.rows} rows of {len(spec.columns)}"
         f" ({spec.space})",
         f"VL reuse: {options.vl_reuse}",
-        f"Slow loop: in a {slow_loop} of its own",
+        f"Slow loop: in a {run.encoder.where} of its own",
         f"Fusion strategy: {spec.fusion}",
         f"Save data: {options.save_data}"
         + ("" if options.save_data else " (inference results only; `record on` starts)"),
@@ -42,7 +41,9 @@ def banner(options: ReceiverOptions, spec: PolicySpec, slow_loop: str) -> list[s
         f"Robot: connecting to {robot} (SUB)",
         f"Sensor: listening on udp://{where}:{ports.sensor}",
         f"Actions: publishing on {endpoints.address(where, ports.action)} (PUB)",
-        f"Time: answering on {endpoints.address(where, ports.time)} (ROUTER)",
+        f"Time: answering on {endpoints.address(where, ports.time)} (ROUTER)"
+        if answering
+        else "Time: not answering; clocks are estimated one-way",
     ]
 
 

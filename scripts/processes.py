@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import signal
 import subprocess
 import sys
@@ -13,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.stopping import die_with_parent
+
 __all__ = ["Program", "start", "stop_all", "wait_for_any"]
 
 ROOT = Path(__file__).resolve().parents[1]
 _STOP_S = 10.0
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @dataclass(slots=True)
@@ -38,10 +37,9 @@ class Program:
             return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel (Linux) to end this child when the script is killed, so no orphan stays."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with_parent() -> None:
+    """So that no orphan stays when the script is killed."""
+    die_with_parent(signal.SIGTERM)
 
 
 def start(name: str, arguments: Sequence[str], log: Path | None = None) -> Program:
@@ -60,7 +58,7 @@ def start(name: str, arguments: Sequence[str], log: Path | None = None) -> Progr
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  no thread runs yet that could hold a lock
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  no thread runs yet that could hold a lock
         )
     return Program(name, process, log)
 

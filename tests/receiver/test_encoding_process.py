@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +124,29 @@ def test_killed_or_hung_it_costs_one_pass_and_is_started_again(
     assert not torch.equal(shared.encode(jpegs, "Leave the port"), expected)
     assert shared.restarts == before + 2
     assert not hung.is_running()
+
+
+def test_another_checkpoint_in_the_place_of_the_first_is_refused(
+    shared: EncodingProcess,
+    jpegs: dict[str, bytes],
+    options: PolicyOptions,
+    program: Callable[..., Child],
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other"
+    maker = program("scripts/make_tiny_checkpoint.py", "--out", str(other), "--seed", "5")
+    assert maker.end(120) == 0, maker.text
+    shared._options = replace(options, checkpoint=str(other))
+    of(shared).kill()
+    try:
+        with pytest.raises(EncoderError, match="it ended"):
+            shared.encode(jpegs, TASK)
+        for _ in range(2):  # and again: it stays refused
+            with pytest.raises(EncoderError, match="no longer the one"):
+                shared.encode(jpegs, TASK)
+    finally:
+        shared._options = options
+    shared.encode(jpegs, TASK)
 
 
 def test_closing_ends_a_pass_that_is_under_way(

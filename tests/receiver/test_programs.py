@@ -275,7 +275,8 @@ def test_a_time_port_in_use_leaves_clocks_to_one_way(setup: Setup) -> None:
     for name in ("robot", "cameras", "sensor"):
         setup.sender(name)
     receiver = setup.receiver()
-    receiver.wait_for("clocks are estimated one-way")
+    receiver.wait_for("for the time exchange: .*: clocks are estimated one-way")
+    receiver.wait_for("^Time: not answering")
     receiver.wait_for(r"\[ACTION #3\]")
     assert receiver.stop() == 0
     context.destroy(linger=0)
