@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.clock_offset import ClockOffset
+from common.delay_envelope import Envelope
 
 EPOCH = 1.7e9  # the size of real stamps, with their rounding
 Delays = Callable[[np.random.Generator, int], np.ndarray]
@@ -414,3 +415,13 @@ def test_a_flood_does_not_grow_the_memory() -> None:
 def test_an_estimate_needs_a_message() -> None:
     with pytest.raises(ValueError, match="message"):
         ClockOffset(calibrate_after=0)
+
+
+def test_what_is_older_than_the_window_is_forgotten_of_a_sparse_stream_too() -> None:
+    envelope = Envelope(60.0)
+    for at in range(0, 200, 5):
+        envelope.take(-1.0 if at == 0 else 0.0, float(at))
+        envelope.end_bucket(at + 0.3)
+        envelope.fit(at + 0.3)
+    # The one message of three minutes ago that was a second earlier says nothing of now.
+    assert envelope.line.offset(200.0) == pytest.approx(0.0, abs=0.01)

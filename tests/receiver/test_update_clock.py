@@ -109,6 +109,13 @@ def test_a_pass_that_became_slower_is_followed() -> None:
     assert ours.start_at() + 0.09 <= 1.4
 
 
+def test_newer_pictures_count_at_each_of_the_uses() -> None:
+    # Due at 1.4 s. A start at 1.338 lets a pass of 140 ms, one of four, be late by a use of old
+    # features; one at 1.258 makes the pictures 80 ms older at all four uses of every pass.
+    durations = np.array([0.06, 0.06, 0.06, 0.14])
+    assert best_start(durations, 0.14, 0.99, 4, PERIOD_S) == pytest.approx(1.338)
+
+
 def test_waiting_that_brings_no_newer_picture_is_left_out() -> None:
     ours = clock(4)
     for _ in range(5):
