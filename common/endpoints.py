@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ACTION", "CAMERA", "RIG_COMMAND", "RIG_STATE", "ROBOT", "SENSOR", "STREAMS", "TIME"]
-__all__ += ["Endpoint", "address"]
+__all__ = ["ACTION", "CAMERA", "GRPC", "RIG_COMMAND", "RIG_STATE", "ROBOT", "SENSOR", "SERVING"]
+__all__ += ["STREAMS", "TIME", "Endpoint", "address"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,11 @@ SENSOR = Endpoint("sensor", "UDP", 9999, 650.0, 0)
 RIG_STATE = Endpoint("rig_state", "PUB→SUB", 5560, 260.0, 100, b"rig")
 RIG_COMMAND = Endpoint("rig_command", "PUSH→PULL", 5561, 100.0, 10)
 
-STREAMS = (CAMERA, ROBOT, ACTION, TIME, SENSOR, RIG_STATE, RIG_COMMAND)
+# A policy behind a network: LeRobot's gRPC service, and our own transport beside it.
+GRPC = Endpoint("grpc", "gRPC", 8080, 30.0, 0)
+SERVING = Endpoint("serving", "DEALER→ROUTER", 8081, 30.0, 8)
+
+STREAMS = (CAMERA, ROBOT, ACTION, TIME, SENSOR, RIG_STATE, RIG_COMMAND, GRPC, SERVING)
 
 
 def address(host: str, port: int) -> str:

@@ -8,8 +8,8 @@ import zmq
 
 from common import endpoints
 from common.counters import MalformedCounters
+from common.program import open_socket
 from common.wire import MAX_ACTION, Action, MalformedMessage, decode_action
-from senders.program import open_socket
 
 __all__ = ["ActionStream"]
 

@@ -9,11 +9,11 @@ import time
 
 from common.clock import RateMeter, wall
 from common.jpeg import JpegError, jpeg_size
+from common.program import Backoff
 from common.wire import CameraFrame
 from senders.drivers import CameraDriver, DriverError, Frame, Recorded, RecordingOver
 from senders.encoding import Encoders, check_picture, encode_jpeg
 from senders.picture_queue import PictureQueue
-from senders.program import Backoff
 
 __all__ = ["CameraCapture", "FrameGate", "StartLine"]
 

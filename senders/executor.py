@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from common.step_limiter import StepLimiter
 from common.wire import Action
-from senders.limits import MotionLimits, StepLimiter
+from senders.limits import MotionLimits
 from senders.transit import Transit
 
 __all__ = ["ActionExecutor", "Command"]

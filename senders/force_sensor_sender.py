@@ -21,11 +21,11 @@ import tyro
 
 from common import endpoints
 from common.clock import RateMeter, wall
+from common.program import Backoff, Every, check_number, check_port, resolve, run
 from common.wire import SampleBatch, encode_samples, max_samples
 from senders import registry, sensors
 from senders.batcher import Batcher
 from senders.drivers import DriverError, Recorded, RecordingOver, SensorDriver
-from senders.program import Backoff, Every, check_number, check_port, resolve, run
 from senders.time_exchange import exchanging_time
 
 __all__ = ["DatagramSender", "SensorOptions", "SensorSender", "main"]
@@ -222,7 +222,7 @@ def _destination(
 
 
 def send(options: SensorOptions, stop: threading.Event) -> None:
-    """Run the sender until `stop`; raises SenderError when it cannot start."""
+    """Run the sender until `stop`; raises ProgramError when it cannot start."""
     name = registry.choose(sensors.DRIVERS, options.driver)
     offered = {"rate_hz": options.rate_hz}
     driver: SensorDriver = registry.make(sensors.DRIVERS, name, offered, options.driver_options)

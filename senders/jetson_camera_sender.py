@@ -19,13 +19,7 @@ import zmq
 
 from common import endpoints
 from common.clock import wall
-from common.wire import encode_camera
-from senders import cameras, registry
-from senders.cameras.attached import table
-from senders.cameras.rig import RigCamera, open_sources
-from senders.capture import CameraCapture, StartLine
-from senders.encoding import Encoders
-from senders.program import (
+from common.program import (
     Every,
     OptionError,
     check_number,
@@ -34,6 +28,12 @@ from senders.program import (
     resolve,
     run,
 )
+from common.wire import encode_camera
+from senders import cameras, registry
+from senders.cameras.attached import table
+from senders.cameras.rig import RigCamera, open_sources
+from senders.capture import CameraCapture, StartLine
+from senders.encoding import Encoders
 from senders.time_exchange import exchanging_time
 
 __all__ = ["CameraOptions", "main"]
@@ -228,7 +228,7 @@ def _watch(captures: Sequence[CameraCapture], stop: threading.Event) -> None:
 
 
 def send(options: CameraOptions, stop: threading.Event) -> None:
-    """Run the sender until `stop`; raises SenderError when it cannot start."""
+    """Run the sender until `stop`; raises ProgramError when it cannot start."""
     if options.list:
         wanted = options.driver
         shown = {k: e for k, e in cameras.DRIVERS.items() if wanted in (None, k)}

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.program import OptionError, ProgramError
 from senders.drivers import DriverError
-from senders.program import OptionError, SenderError
 
 __all__ = ["DriverEntry", "choose", "make"]
 
@@ -91,7 +91,7 @@ def make(
     """Import the driver `name` and make it.
 
     It gets what the program offers as far as it takes that, and the user's `key=value` options.
-    Raises OptionError for an option it does not take or a package that is not there, SenderError
+    Raises OptionError for an option it does not take or a package that is not there, ProgramError
     when the device refuses.
     """
     entry = table[name]
@@ -114,7 +114,7 @@ def make(
     try:
         return factory(**arguments)
     except DriverError as error:
-        raise SenderError(f"driver {name}: {error}") from None
+        raise ProgramError(f"driver {name}: {error}") from None
     except (TypeError, ValueError) as error:
         raise OptionError(f"driver {name}: {error}") from None
 

@@ -8,8 +8,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+from common.program import OptionError
 from common.wire import RobotState
-from senders.program import OptionError
 
 __all__ = ["COLUMNS", "RobotLog"]
 

@@ -12,6 +12,7 @@ import numpy as np
 import zmq
 
 from common.clock import RateMeter, Tick, Ticker, wall
+from common.program import Backoff, Every, ProgramError
 from common.wire import (
     MAX_MAGNITUDE,
     RobotCondition,
@@ -31,7 +32,6 @@ from senders.drivers import (
     RobotReading,
 )
 from senders.executor import ActionExecutor, Command
-from senders.program import Backoff, Every, SenderError
 from senders.robot_log import RobotLog
 
 __all__ = ["RobotSender"]
@@ -130,7 +130,7 @@ class RobotSender:
         try:
             self._driver.open()
         except DriverError as error:
-            raise SenderError(str(error)) from None
+            raise ProgramError(str(error)) from None
         self._connected = True
         return self._driver.ticks(stop)
 

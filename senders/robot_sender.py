@@ -17,12 +17,12 @@ import zmq
 
 from common import endpoints
 from common.endpoints import address
+from common.program import check_number, check_port, open_socket, run
 from senders import registry, robots
 from senders.action_stream import ActionStream
 from senders.drivers import Recorded, RobotDriver
 from senders.executor import ActionExecutor
 from senders.limits import MotionLimits
-from senders.program import check_number, check_port, open_socket, run
 from senders.robot_log import RobotLog
 from senders.robot_loop import RobotSender
 from senders.time_exchange import exchanging_time
@@ -95,7 +95,7 @@ def _idle(stop: threading.Event) -> None:
 
 
 def send(options: RobotOptions, stop: threading.Event) -> None:
-    """Run the sender until `stop`; raises SenderError when it cannot start."""
+    """Run the sender until `stop`; raises ProgramError when it cannot start."""
     if options.robot == "off":
         _idle(stop)
         return

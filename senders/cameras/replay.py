@@ -11,9 +11,9 @@ from time import monotonic
 import numpy as np
 
 from common.jpeg import JpegError, jpeg_size
+from common.program import Every
 from common.session import FrameEntry, SessionError
 from senders.drivers import DriverError, Frame, RecordingOver
-from senders.program import Every
 from senders.replaying import Timeline, moments_sent, open_recording, wait_until
 
 __all__ = ["ReplayCamera", "open_replay_cameras"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.program import OptionError, ProgramError, check_number
 from senders import registry
 from senders.cameras import DRIVERS
 from senders.drivers import CameraDriver, Frame, Recorded
-from senders.program import OptionError, SenderError, check_number
 
 __all__ = ["RigCamera", "Source", "open_sources"]
 
@@ -99,7 +99,7 @@ def open_sources(
 
     `offered` (width, height, fps, quality) goes to the drivers, `given` are the user's `key=value`
     options of the one `driver`. Raises OptionError, also for a name that is not there, and
-    SenderError when there is no camera.
+    ProgramError when there is no camera.
     """
     if rig:
         wanted = [camera for camera in rig if not names or camera.name in names]
@@ -143,7 +143,7 @@ def _of_drivers(
     for name in picked:
         made += registry.make(DRIVERS, name, settings, given)
     if not made and driver:
-        raise SenderError(f"driver {driver} found no camera: is one plugged in? --list shows more")
+        raise ProgramError(f"driver {driver} found no camera: is one plugged in? --list shows more")
     if not made:
         known = ", ".join(entry.describe(key) for key, entry in DRIVERS.items())
         raise OptionError(

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.clock import wall
+from common.program import Every
 from senders.drivers import DriverError, RobotFault, RobotReading
 from senders.limits import MotionLimits
-from senders.program import Every
 from senders.robots import lerobot_bus
 from senders.robots.bounded import Bounded
 from senders.robots.lerobot_setup import Seldom, configuration, joint_order, line

@@ -10,8 +10,8 @@ import pkgutil
 from difflib import SequenceMatcher
 from typing import Any
 
+from common.program import Every
 from senders.drivers import DriverError
-from senders.program import Every
 
 __all__ = ["Seldom", "configuration", "joint_order", "line"]
 

@@ -20,10 +20,10 @@ pytest.importorskip("scservo_sdk", reason="Feetech's SDK is not installed: make 
 import zmq
 
 from common.clock import wall
+from common.program import OptionError, ProgramError
 from common.wire import Action, RobotState, decode_robot, encode_action
 from senders import registry, robots
 from senders.drivers import DriverError, RobotFault
-from senders.program import OptionError, SenderError
 from senders.robots.lerobot_arm import LeRobotArm
 from tests.lerobot.feetech import GOAL, TORQUE, Bus
 from tests.support import ROOT, Child, free_ports, wait_until
@@ -201,7 +201,7 @@ def test_joints_are_picked_and_ordered_by_name(bus: Bus, make: Callable[..., LeR
 def test_options_that_cannot_be_used_end_in_one_line(
     make: Callable[..., LeRobotArm], options: dict[str, str], message: str
 ) -> None:
-    with pytest.raises((SenderError, OptionError), match=message) as caught:
+    with pytest.raises((ProgramError, OptionError), match=message) as caught:
         make(**options)
     assert "\n" not in str(caught.value)
 
@@ -214,9 +214,9 @@ def test_a_robot_of_more_than_six_joints_needs_six_picked(
     bus.calibrate(tmp_path, "arm_right")
     options = '{"left_arm_config": {"port": "%s"}, "right_arm_config": {"port": "/dev/none"}}'
     two = {"type": "bi_so_follower", "port": "", "options": options % bus.path}
-    with pytest.raises(SenderError, match="12 joints, and the wire has 6: pick them with joints="):
+    with pytest.raises(ProgramError, match="12 joints, and the wire has 6: pick them with joints="):
         make(**two)
-    with pytest.raises(SenderError, match="give joint_min=… and joint_max=…"):
+    with pytest.raises(ProgramError, match="give joint_min=… and joint_max=…"):
         make(**two, joints="left_gripper,right_gripper")
 
 

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
+from common.program import OptionError
 from senders import registry, robots
 from senders.drivers import DriverError
 from senders.limits import MotionLimits
-from senders.program import OptionError
 from senders.robots.bounded import Bounded
 from senders.robots.lerobot_setup import Seldom, joint_order, line
 

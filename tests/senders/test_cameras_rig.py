@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from common import cli
+from common.program import OptionError
 from senders import jetson_camera_sender as sender
 from senders.cameras import attached as attached_module
 from senders.cameras.attached import table
 from senders.drivers import DriverError, Recorded
-from senders.program import OptionError
 from senders.registry import DriverEntry
 from tests.senders.test_camera_sender import Puller
 from tests.senders.test_cameras_opencv import MjpegServer, written

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.program import OptionError, ProgramError
 from common.session import Session, layout
 from senders import cameras, registry, replaying, robots, sensors
 from senders.cameras.replay import open_replay_cameras
@@ -21,7 +22,6 @@ from senders.drivers import (
     RecordingOver,
     RobotReading,
 )
-from senders.program import OptionError, SenderError
 from senders.replaying import BETWEEN_ROUNDS_S, Timeline, moments_sent, played_span
 from senders.robots import replay as robot_module
 from senders.robots.replay import ReplayRobot
@@ -404,7 +404,7 @@ def test_what_cannot_be_played_is_one_line(
     (places["unfinished"] / (layout.sensor_name(STAMP) + layout.PART)).touch()
     (places["apart"] / layout.results_name(STAMP)).write_text('[{"timestamp": 1.0}]')
     given = [option.format(**places) for option in options]
-    with pytest.raises((OptionError, SenderError), match=says) as caught:
+    with pytest.raises((OptionError, ProgramError), match=says) as caught:
         registry.make(TABLES[kind], "replay", {}, given)
     assert "\n" not in str(caught.value)
 
@@ -423,7 +423,7 @@ def test_a_session_without_a_stream_plays_the_others(
         path.unlink()
     for name, table in TABLES.items():
         if name == kind:
-            with pytest.raises(SenderError, match="recorded in it"):
+            with pytest.raises(ProgramError, match="recorded in it"):
                 registry.make(table, "replay", {}, [f"session={folder}"])
         else:
             registry.make(table, "replay", {}, [f"session={folder}"])

@@ -610,14 +610,14 @@ def test_a_recording_is_played_whole_at_its_own_pace_and_ends_the_program(
 
 
 def test_a_recording_that_cannot_be_opened_ends_the_program(tmp_path: Path) -> None:
-    from senders.program import SenderError
+    from common.program import ProgramError
 
     class Publisher:
         def send_multipart(self, *_: Any) -> None: ...
 
     robot, log = Recording(False), RobotLog(tmp_path)
     robot.broken.set()
-    with pytest.raises(SenderError, match="it is off"):
+    with pytest.raises(ProgramError, match="it is off"):
         RobotSender(robot, Publisher(), log, 1.0).run(threading.Event())  # type: ignore[arg-type]
     log.close()
 

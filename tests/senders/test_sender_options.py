@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from common.program import OptionError
 from senders import cameras, registry, robots, sensors
-from senders.program import OptionError
 from senders.registry import DriverEntry
 
 PROGRAMS = ["robot_sender", "jetson_camera_sender", "force_sensor_sender"]

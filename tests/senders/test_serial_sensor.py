@@ -24,12 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serial.tools import list_ports
 
+from common.program import OptionError
 from common.wire import SampleBatch, decode_samples
 from senders import registry, sensors
 from senders.batcher import Batcher
 from senders.drivers import DriverError, RecordingOver, SampleBlock
 from senders.force_sensor_sender import DatagramSender, SensorSender
-from senders.program import OptionError
 from senders.sensors.serial_clock import DeviceTime, SampleClock
 from senders.sensors.serial_force import SerialForceSensor
 from senders.sensors.serial_frames import FrameFormat, FrameParser, crc16_modbus

@@ -1,4 +1,4 @@
-"""What every sender program does alike: options, log lines, a clean stop, waiting to try again."""
+"""What programs do alike: options, log lines, a clean stop, waiting to try again."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from common import cli
 from common.endpoints import address
 from common.stopping import stopping
 
-__all__ = ["Backoff", "Every", "OptionError", "Options", "SenderError"]
+__all__ = ["Backoff", "Every", "OptionError", "Options", "ProgramError"]
 __all__ += ["check_number", "check_port", "open_socket", "parse", "resolve", "run"]
 
-logger = logging.getLogger("senders")
+logger = logging.getLogger("program")
 
 STATUS_EVERY_S = 5.0
 
 
-class SenderError(Exception):
+class ProgramError(Exception):
     """Ends the program: one line for stderr, and the exit code (1: failed while running)."""
 
     code = 1
 
 
-class OptionError(SenderError):
+class OptionError(ProgramError):
     """An option that cannot be used; the line says what to do (exit code 2)."""
 
     code = 2
@@ -92,7 +92,7 @@ def _start_logging() -> logging.handlers.QueueListener:
     root = logging.getLogger()
     root.handlers = [logging.handlers.QueueHandler(lines)]
     root.setLevel(logging.WARNING)
-    for ours in ("common", "senders", "sim"):
+    for ours in ("common", "senders", "serving", "sim"):
         logging.getLogger(ours).setLevel(logging.INFO)
     listener = logging.handlers.QueueListener(lines, handler)
     listener.start()
@@ -115,7 +115,7 @@ def run(
         listener = _start_logging()
         with stopping(options.duration) as stop:
             body(options, stop)
-    except SenderError as error:
+    except ProgramError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return error.code
     except Exception:
@@ -149,7 +149,7 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
 def open_socket(
     kind: int, host: str, port: int, options: Mapping[zmq.SocketOption, int], *, bind: bool
 ) -> zmq.Socket[bytes]:
-    """A ZeroMQ socket, bound or connected; SenderError (or OptionError) when it cannot be."""
+    """A ZeroMQ socket, bound or connected; ProgramError (or OptionError) when it cannot be."""
     made: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     where = address(host, port)
     try:
@@ -160,7 +160,7 @@ def open_socket(
     except zmq.ZMQError as error:
         made.close(0)
         if error.errno == zmq.EADDRINUSE:
-            raise SenderError(
+            raise ProgramError(
                 f"port {port} is in use: is another one running? --port picks another"
             ) from None
         raise OptionError(f"{where} cannot be used: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""A policy behind a network: the server, and its clients on robots."""
