@@ -32,7 +32,8 @@ class PolicySpec:
     Attributes:
         name: for people, e.g. `qwen_vla (tiny, concat)`.
         views: the camera views `encode` needs, in its order.
-        image_size: width and height in pixels that images are resized to inside `encode`.
+        image_size: width and height in pixels that images are resized to inside `encode`; (0, 0)
+            of a fast half by itself.
         sensor_window: samples in the sensor window it was trained on; 0 when it takes none.
         sensor_channels: values in a sample: force, then the A-scan.
         rows: rows (H) of an action chunk.
@@ -43,6 +44,8 @@ class PolicySpec:
         fusion: how the features and the sensor are joined.
         device: where it runs, e.g. `cpu`, `cuda:0`.
         parameters: number of parameters, all parts.
+        identity: tells the weights of this checkpoint from those of others; empty where unknown.
+            Features mean nothing to the fast half of another checkpoint.
     """
 
     name: str
@@ -58,6 +61,7 @@ class PolicySpec:
     fusion: Literal["concat", "cross_attention", "gated", "none"] = "none"
     device: str = "cpu"
     parameters: int = 0
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +17,31 @@ from policies.qwen_vla.config import PolicyConfig
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.runner import FastRunner
 
-__all__ = ["FastHalf"]
+__all__ = ["FastHalf", "count", "fast_spec"]
+
+
+def fast_spec(config: PolicyConfig, device: torch.device, identity: str) -> PolicySpec:
+    """What can be said of a policy without its backbone: no size of pictures, no parameters."""
+    return PolicySpec(
+        name=f"{config.name} ({config.expert.fusion})",
+        views=config.views,
+        image_size=(0, 0),
+        sensor_window=config.sensor.window if config.sensor else 0,
+        sensor_channels=config.sensor.channels if config.sensor else 0,
+        rows=config.expert.rows,
+        columns=config.action.columns,
+        space=config.action.space,
+        dt=config.action.dt,
+        task=config.task,
+        fusion=config.expert.fusion,
+        device=str(device),
+        identity=identity,
+    )
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    """How many values there are in all."""
+    return sum(parameter.numel() for parameter in parameters)
 
 
 class FastHalf:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer"
+_DIGESTED = 1024  # values of each tensor; all 120 million would take a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,16 @@ class Checkpoint:
     backbone: dict[str, Tensor] = field(default_factory=dict)
     tokenizer: Path | None = None
     backbone_config: dict[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> str:
+        """A digest of the fast half's weights: training changes every one of them."""
+        digest = hashlib.sha256()
+        for part in (self.sensor, self.expert):
+            for name in sorted(part):
+                some = part[name].flatten()[:_DIGESTED].float().contiguous()
+                digest.update(f"{name} {tuple(part[name].shape)}".encode())
+                digest.update(some.numpy().tobytes())
+        return digest.hexdigest()
 
 
 def read_checkpoint(

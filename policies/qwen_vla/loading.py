@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from policies.base import PolicyError, PolicySpec
-from policies.qwen_vla.acting import FastHalf
+from policies.qwen_vla.acting import FastHalf, fast_spec
 from policies.qwen_vla.checkpoint import read_checkpoint
 from policies.qwen_vla.config import Fusion
 from policies.qwen_vla.fast import FastParts, build_fast
@@ -84,24 +84,35 @@ def load_policy(
         exact_resize=exact_resize,
         reuse_unchanged=reuse_unchanged,
     )
-    return QwenVlaPolicy(fast, slow, runner, keep_plain=keep_plain)
+    return QwenVlaPolicy(fast, slow, runner, keep_plain=keep_plain, identity=checkpoint.identity())
 
 
-def load_fast_half(path: str | Path, spec: PolicySpec, *, dtype: Dtype = "auto") -> FastHalf:
-    """Load what acts, for features that another process computes from the same checkpoint.
+def load_fast_half(
+    path: str | Path,
+    spec: PolicySpec | None = None,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    fusion: Fusion | None = None,
+) -> FastHalf:
+    """Load what acts, for features that are computed elsewhere from the same checkpoint.
 
     Args:
         path: the checkpoint.
-        spec: that process's; it says what only the backbone tells.
+        spec: what the other side says of the whole policy, its device and fusion too; None: what
+            the checkpoint says of the fast half.
+        device: as for `load_policy`, where there is no spec.
         dtype: as for `load_policy`.
+        fusion: as for `load_policy`, where there is no spec.
 
     Raises:
         PolicyError: one line that says what is wrong and what to do.
     """
-    place, _, _ = _place(spec.device, dtype)
+    place, _, _ = _place(spec.device if spec else device, dtype)
     layout = _packing(dtype, place)
-    checkpoint = read_checkpoint(path, fusion=spec.fusion, with_backbone=False)
+    checkpoint = read_checkpoint(path, fusion=spec.fusion if spec else fusion, with_backbone=False)
     fast = build_fast(checkpoint.config, checkpoint.sensor, checkpoint.expert, CPU, torch.float32)
+    spec = spec or fast_spec(checkpoint.config, place, checkpoint.identity())
     return FastHalf(fast.config, spec, None, FastRunner(FoldedFast(fast, layout)))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from policies.base import PolicyError, PolicySpec
-from policies.qwen_vla.acting import FastHalf
+from policies.qwen_vla.acting import FastHalf, count, fast_spec
 from policies.qwen_vla.backbone import Backbone
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.images import target_size
@@ -40,10 +41,12 @@ class QwenVlaPolicy(FastHalf):
         runner: FastRunner | None = None,
         *,
         keep_plain: bool = True,
+        identity: str = "",
     ) -> None:
         plain = fast if keep_plain or runner is None else None
         device = fast.action_expert.pos_embed.device if runner is None else runner.device
-        super().__init__(fast.config, _spec_of(fast, backbone, device), plain, runner)
+        spec = _spec_of(fast, backbone, device, identity)
+        super().__init__(fast.config, spec, plain, runner)
         self.backbone = backbone
 
     @torch.inference_mode()
@@ -91,26 +94,13 @@ class QwenVlaPolicy(FastHalf):
         return states
 
 
-def _spec_of(fast: FastParts, backbone: Backbone, device: torch.device) -> PolicySpec:
-    config, vision = fast.config, backbone.shape
+def _spec_of(
+    fast: FastParts, backbone: Backbone, device: torch.device, identity: str
+) -> PolicySpec:
     modules: list[nn.Module | None] = [backbone.model]
     modules += [fast.sensor_encoder, fast.action_expert]
-    return PolicySpec(
-        name=f"{config.name} ({config.expert.fusion})",
-        views=config.views,
-        image_size=target_size(*REFERENCE_PICTURE, config.image, vision.factor),
-        sensor_window=config.sensor.window if config.sensor else 0,
-        sensor_channels=config.sensor.channels if config.sensor else 0,
-        rows=config.expert.rows,
-        columns=config.action.columns,
-        space=config.action.space,
-        dt=config.action.dt,
-        task=config.task,
-        fusion=config.expert.fusion,
-        device=str(device),
-        parameters=sum(_count(module.parameters()) for module in modules if module),
+    return replace(
+        fast_spec(fast.config, device, identity),
+        image_size=target_size(*REFERENCE_PICTURE, fast.config.image, backbone.shape.factor),
+        parameters=sum(count(module.parameters()) for module in modules if module),
     )
-
-
-def _count(parameters: Iterable[Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
