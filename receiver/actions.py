@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.clock import Tick, Ticker, now, to_now
+from common.priority import fast_loop_first
 from common.wire import RobotState
 from policies.base import ActingPolicy, ActionChunk
 from receiver import lines
@@ -22,7 +23,6 @@ from receiver.histogram import Histogram
 from receiver.limits import Limited, NoState, limit_rows
 from receiver.observation import Observation, Observer
 from receiver.options import Limits
-from receiver.priority import fast_loop_first
 from receiver.threads import Latest
 
 __all__ = ["ActionLoop", "ActionRecord", "ActionStatus"]

@@ -17,12 +17,12 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.priority import slow_half_behind
 from common.wire import MalformedMessage
 from policies.base import DualRatePolicy, PolicyError
 from receiver.decoding import Decoder
 from receiver.encoding_wire import Gone, receive, send
 from receiver.loading import CannotRun, PolicyOptions, black_pictures, load, warm_up
-from receiver.priority import slow_half_behind
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from common.clock import Ticker, now
 from common.counters import MalformedCounters
+from common.priority import slow_half_behind
 from common.wire import MalformedMessage
 from policies.base import Features, PolicySpec
 from receiver import lines
@@ -18,7 +19,6 @@ from receiver.episodes import Episodes
 from receiver.histogram import Histogram
 from receiver.inputs import StoredFrame
 from receiver.observation import Observer
-from receiver.priority import slow_half_behind
 from receiver.threads import Latest
 from receiver.update_clock import UpdateClock
 

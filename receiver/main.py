@@ -17,6 +17,7 @@ if __package__ in (None, ""):
 from rich.live import Live
 
 from common import cli
+from common.priority import this_process_first
 from common.stopping import stopping
 from policies.base import ActingPolicy, PolicyError, PolicySpec
 from receiver import control
@@ -36,7 +37,6 @@ from receiver.loading import (
     warm_up,
 )
 from receiver.options import ReceiverOptions
-from receiver.priority import this_process_first
 from receiver.rerun_tap import RerunError
 from receiver.runtime import Runtime
 from receiver.status import banner, draw, status_lines, waiting_line

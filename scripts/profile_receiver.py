@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import cli
-from receiver.priority import fast_loop_first
+from common.priority import fast_loop_first
 from scripts.benches import BenchOutput, Comparison, report
 from scripts.loaded_receiver import (
     Load,

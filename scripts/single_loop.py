@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from common import cli, endpoints, wire
 from common.clock import now
 from common.endpoints import address
+from common.priority import fast_loop_first, this_process_first
 from common.ring import SampleRing
 from policies.base import ActionChunk
 from receiver.loading import PolicyOptions, black_pictures, load, warm_up
 from receiver.options import ReceiverOptions
-from receiver.priority import fast_loop_first, this_process_first
 
 _MOST_A_TURN = 200  # messages of a stream taken before the others have their turn
 

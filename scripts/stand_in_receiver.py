@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from common import cli
 from common.clock import now
+from common.priority import this_process_first
 from common.stopping import stopping
 from common.wire import RobotState
 from policies.base import ActionChunk, Features, PolicySpec
@@ -31,7 +32,6 @@ from receiver.console import Console
 from receiver.encoders import LocalEncoder
 from receiver.folders import SessionFolders
 from receiver.options import ReceiverOptions
-from receiver.priority import this_process_first
 from receiver.runtime import Runtime
 from receiver.summary import summarize
 

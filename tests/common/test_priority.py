@@ -13,7 +13,7 @@ from tests.support import ROOT
 
 PROGRAM = """
 import json, os, sys, threading, zmq
-from receiver.priority import fast_loop_first, slow_half_behind, this_process_first
+from common.priority import fast_loop_first, slow_half_behind, this_process_first
 context = zmq.Context()
 context.socket(zmq.PULL).close()  # ZeroMQ starts its threads with the first socket
 end, before = threading.Event(), threading.Thread(target=lambda: end.wait())

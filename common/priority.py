@@ -1,4 +1,4 @@
-"""Asks the system to run the receiver before other programs, and the fast loop before all.
+"""Asks the system to run a program before others, and its loop on a clock before all.
 
 The order, where the system permits: the fast loop in real time; below it, in real time too, every
 thread that takes Python's lock; then the slow half's computing, before other programs only.
