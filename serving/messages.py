@@ -221,12 +221,14 @@ class FeatureReply:
         timestamp: that observation's own.
         packed: what the policy's `pack` gave.
         inference_s: how long it took.
+        identity: of the checkpoint (`PolicySpec.identity`); another's features mean nothing.
     """
 
     timestep: int
     timestamp: float
     packed: bytes
     inference_s: float = 0.0
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
