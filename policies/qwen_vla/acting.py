@@ -106,6 +106,10 @@ class FastHalf:
             raise PolicyError("the policy gave values that are not finite: do not use the chunk")
         return ActionChunk(actions=chunk[0], delta=chunk[1])
 
+    def blank(self) -> Tensor:
+        """Features of nothing, to run `act` with before it is needed: the first pass is slow."""
+        return torch.zeros(1, 1, self.config.expert.vl_features, device=self._device)
+
     def unpack(self, data: bytes) -> Tensor:
         """The features that `pack` made bytes of; PolicyError for anything else."""
         try:
