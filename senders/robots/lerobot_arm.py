@@ -1,7 +1,8 @@
 """Any arm that LeRobot (0.6, `lerobot.robots`) knows, e.g. an SO-101, through LeRobot's own class.
 
-LeRobot gives joints alone: degrees, and for a gripper 0 (closed) to 100 (open), which is a joint
-like the others here. The pose is zeros. The cameras of the robot's configuration are not used.
+LeRobot gives joints alone: degrees (unless told otherwise), and for a gripper 0 (closed) to 100
+(open), which is a joint like the others here. The pose is zeros. The cameras of the robot's
+configuration are not used.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from senders.robots import lerobot_bus
 from senders.robots.bounded import Bounded
 from senders.robots.lerobot_setup import Seldom, configuration, joint_order, line
 
-__all__ = ["LeRobotArm"]
+__all__ = ["LeRobotArm", "drop_port"]
 
 T = TypeVar("T")
 
@@ -37,7 +38,12 @@ _JOINT_SPEED = 120.0
 
 
 class LeRobotArm:
-    """One arm of up to six joints, in the order in which LeRobot names them."""
+    """One arm of up to six joints, in the order in which LeRobot names them.
+
+    Attributes:
+        joints: their names, without LeRobot's `.pos`.
+        limits: the calibrated ranges, or what was given instead.
+    """
 
     def __init__(
         self,
@@ -46,13 +52,14 @@ class LeRobotArm:
         id: str = "",
         calibration_dir: str = "",
         joints: tuple[str, ...] = (),
-        max_relative_target: float = 0.0,
+        max_relative_target: float | dict[str, float] = 0.0,
         joint_min: tuple[str, ...] = (),
         joint_max: tuple[str, ...] = (),
         joint_speed: tuple[str, ...] = (),
         torque: bool = True,
         limp_at_end: bool = False,
         options: Any = None,
+        use_degrees: bool | None = True,
     ) -> None:
         """Read LeRobot's configuration and calibration; the arm itself is not touched yet.
 
@@ -70,13 +77,15 @@ class LeRobotArm:
             torque: false leaves the motors off: the arm is read and moved by hand.
             limp_at_end: switch the motors off at the end; the arm sinks. Else it keeps its place.
             options: more fields of LeRobot's configuration, as a JSON map.
+            use_degrees: false counts joints from -100 to 100 of their calibrated range, where
+                LeRobot has the choice; None leaves it as LeRobot has it for that robot.
 
         Raises:
             DriverError: LeRobot does not know the type, a field or the calibration.
         """
         wanted: dict[str, Any] = {"port": port, "id": id, "calibration_dir": calibration_dir}
         wanted |= {"max_relative_target": max_relative_target}
-        self._config = configuration(type, wanted, limp_at_end, options)
+        self._config = configuration(type, wanted, limp_at_end, options, use_degrees)
         self._how_to_calibrate = "run lerobot-calibrate " + " ".join(
             shlex.quote(f"--robot.{key}={value}")
             for key, value in {"type": type, **wanted}.items()
@@ -85,7 +94,7 @@ class LeRobotArm:
         if max_relative_target:
             logging.getLogger().addFilter(Seldom())  # LeRobot says so at every command
         robot = self._make()
-        self._joints = joint_order(robot, joints)
+        self._joints = self.joints = joint_order(robot, joints)
         self.limits = self._limits(robot, joint_min, joint_max, joint_speed)
         self._torque = torque
         self._robot: Any = None
@@ -159,7 +168,7 @@ class LeRobotArm:
             # A robot that did not connect to the end is not `is_connected` as LeRobot sees it.
             bounded.call(robot.disconnect, _CLOSE_S)
         except Exception:
-            _drop_port(robot)
+            drop_port(robot)
         bounded.end()
 
     def _make(self) -> Any:
@@ -197,6 +206,7 @@ class LeRobotArm:
 
     def _measured(self, robot: Any) -> dict[str, float]:
         """LeRobot's observation of the joints in the wire's order; DriverError for a bad one."""
+        lerobot_bus.drop_late_answers(robot)
         seen = robot.get_observation()
         try:
             values = {f"{joint}.pos": float(seen[f"{joint}.pos"]) for joint in self._joints}
@@ -204,6 +214,7 @@ class LeRobotArm:
             raise DriverError(f"LeRobot's observation lacks a joint: {line(error)}") from None
         if not all(map(math.isfinite, values.values())):
             raise DriverError(f"LeRobot's observation is not finite: {values}")
+        lerobot_bus.check_possible(robot, values)
         return values
 
     def _ask(self, doing: str, call: Callable[[], T], timeout_s: float) -> T:
@@ -215,7 +226,7 @@ class LeRobotArm:
         except DriverError:
             raise
         except TimeoutError:
-            _drop_port(self._robot)
+            drop_port(self._robot)
             raise DriverError(
                 f"no end to {doing} after {timeout_s:g} s: check the arm's power and cable"
             ) from None
@@ -225,7 +236,7 @@ class LeRobotArm:
             raise DriverError(line(error)) from None
 
 
-def _drop_port(robot: Any) -> None:
+def drop_port(robot: Any) -> None:
     """Close the serial port under whatever is stuck on it; closing may be stuck as well."""
     bus = lerobot_bus.serial_bus(robot)
     if bus is None or not bus.is_connected:

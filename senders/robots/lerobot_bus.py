@@ -6,11 +6,13 @@ while a servo may still hold an old target. Both are done here, through LeRobot'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from senders.drivers import DriverError, RobotFault
 
-__all__ = ["joint_ranges", "make_ready", "raise_faults", "serial_bus", "switch_torque"]
+__all__ = ["check_possible", "drop_late_answers", "joint_ranges", "make_ready"]
+__all__ += ["raise_faults", "serial_bus", "switch_torque"]
 
 # Register with a bit for each error, and what the bits mean: the error bits of Feetech's SDK
 # (scservo_sdk, ERRBIT_*); "Hardware Error Status" of the Dynamixel X series' manual.
@@ -26,6 +28,8 @@ _FAULTS = {
     ),
 }
 
+_FURTHEST_DEG = 360.0
+"""Further than any joint is from the middle of its range: a servo counts one turn."""
 _COMM_SUCCESS = 0
 """The same in both servo makers' SDKs."""
 
@@ -82,6 +86,7 @@ def make_ready(robot: Any, how_to_calibrate: str) -> None:
                 f"the servos do not hold the calibration of {robot.calibration_fpath}: "
                 f"{how_to_calibrate}"
             )
+        drop_late_answers(robot)
         standing = bus.sync_read("Present_Position", normalize=False, num_retry=2)
         bus.sync_write("Goal_Position", standing, normalize=False)
     finally:
@@ -111,6 +116,7 @@ def raise_faults(robot: Any) -> None:
     for register, meanings in _FAULTS.items():
         if not all(register in table for table in tables):
             continue
+        drop_late_answers(robot)
         found = bus.sync_read(register, normalize=False, num_retry=2)
         shown = [
             f"{name}: {_names(int(bits), meanings)}" for name, bits in found.items() if int(bits)
@@ -119,6 +125,27 @@ def raise_faults(robot: Any) -> None:
             raise RobotFault(
                 "error", f"{'; '.join(shown)}; relieve the arm, switch its power off and on"
             )
+
+
+def drop_late_answers(robot: Any) -> None:
+    """Forget what servos answered after nobody waited any more; call it before each reading.
+
+    The servo makers' SDKs tell answers apart by the servo alone: one to another question, or to an
+    earlier one, would be read as the position.
+    """
+    bus = serial_bus(robot)
+    port = None if bus is None else getattr(bus.port_handler, "ser", None)
+    if port is not None:
+        port.reset_input_buffer()
+
+
+def check_possible(robot: Any, positions: Mapping[str, float]) -> None:
+    """DriverError for positions (`joint.pos` → value) that no servo can be at."""
+    if serial_bus(robot) is None:
+        return
+    mad = {name: value for name, value in positions.items() if abs(value) > _FURTHEST_DEG}
+    if mad:
+        raise DriverError(f"the servos' answers are mixed up ({mad}): check the cables")
 
 
 def _names(bits: int, meanings: tuple[str, ...]) -> str:

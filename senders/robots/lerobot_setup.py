@@ -13,15 +13,24 @@ from typing import Any
 from common.program import Every
 from senders.drivers import DriverError
 
-__all__ = ["Seldom", "configuration", "joint_order", "line"]
+__all__ = ["Seldom", "configuration", "joint_order", "line", "register"]
 
 _WIRE_JOINTS = 6
 _OURS = ("type", "port", "id", "calibration_dir", "max_relative_target", "cameras", "use_degrees")
 _MOST_SHOWN = 300
 
 
-def configuration(type: str, wanted: dict[str, Any], limp_at_end: bool, options: Any) -> Any:
-    """LeRobot's configuration of the robot; DriverError for one that it does not accept."""
+def configuration(
+    type: str,
+    wanted: dict[str, Any],
+    limp_at_end: bool,
+    options: Any,
+    use_degrees: bool | None = True,
+) -> Any:
+    """LeRobot's configuration of the robot; DriverError for one that it does not accept.
+
+    `use_degrees` None leaves the joints' unit as LeRobot has it for that robot.
+    """
     import draccus
     from lerobot.robots import RobotConfig
 
@@ -30,13 +39,14 @@ def configuration(type: str, wanted: dict[str, Any], limp_at_end: bool, options:
     more: dict[str, Any] = options or {}
     if taken := set(more) & set(_OURS):
         raise DriverError(f"not to be given in options: {', '.join(sorted(taken))}")
-    _register(type)
+    register(type)
     fields = {field.name for field in dataclasses.fields(RobotConfig.get_choice_class(type))}
-    set_here = {
-        "use_degrees": True,
+    set_here: dict[str, Any] = {
         "cameras": {},
         "disable_torque_on_disconnect": limp_at_end,
     }
+    if use_degrees is not None:
+        set_here["use_degrees"] = use_degrees
     mapping = {key: value for key, value in set_here.items() if key in fields} | more
     mapping |= {key: value for key, value in wanted.items() if value}
     try:
@@ -45,7 +55,7 @@ def configuration(type: str, wanted: dict[str, Any], limp_at_end: bool, options:
         raise DriverError(f"{type}: {line(error)}") from None
 
 
-def _register(type: str) -> None:
+def register(type: str) -> None:
     """Import LeRobot's robots, the best match first, until `type` is known; else DriverError."""
     from lerobot import robots
     from lerobot.utils.import_utils import register_third_party_plugins
