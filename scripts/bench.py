@@ -23,7 +23,16 @@ from common import cli
 from scripts.benches import Comparison, add_rows, read_rows, wide_console
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCHES = ("clocks", "ingest", "lateness", "fast_parts", "slow_part", "freshness", "scale")
+BENCHES = (
+    "clocks",
+    "ingest",
+    "lateness",
+    "fast_parts",
+    "slow_part",
+    "freshness",
+    "scale",
+    "serving",
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class BenchOptions:
     """Measure everything that the project promises, both sides in one run each."""
 
     only: tuple[str, ...] = ()
-    """Some of them: clocks ingest lateness fast_parts slow_part freshness scale."""
+    """Some of them: clocks ingest lateness fast_parts slow_part freshness scale serving."""
     plots: Path = Path("runs/bench")
     """Folder for the pictures."""
 
