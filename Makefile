@@ -4,10 +4,11 @@ PYTHON ?= python3
 DURATION ?= 30
 SEED ?= 0
 HOURS ?= 1
+MINUTES ?= 30
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dualrate
 DEV_STAMP := $(VENV)/.dualrate-dev
-EXTRAS := receiver,sim
+EXTRAS := receiver,sim,serving
 # Where PyTorch comes from; https://download.pytorch.org/whl/cpu has the small build without CUDA.
 TORCH_INDEX ?=
 
@@ -16,7 +17,7 @@ PYTHON312 ?= python3.12
 LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_STAMP := $(LEROBOT_VENV)/.dualrate
 
-.PHONY: help demo test test-slow test-lerobot lint format bench soak profile bench-recording venv venv-lerobot clean
+.PHONY: help demo test test-slow test-lerobot lint format bench soak soak-serving tune profile bench-recording venv venv-lerobot clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -49,6 +50,11 @@ test-slow: $(DEV_STAMP)  ## the tests that take minutes: five of the demo, an in
 	$(BIN)/python -m pytest -m slow
 
 $(LEROBOT_STAMP): pyproject.toml
+	@test -x $(LEROBOT_VENV)/bin/python || \
+	  $(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
+	  { echo "LeRobot needs Python 3.12, and $(PYTHON312) is none that runs:" \
+	    "make PYTHON312=/path/to/python3.12 $(MAKECMDGOALS), or LEROBOT_VENV=DIR for an environment" \
+	    "that is there"; exit 2; }
 	test -x $(LEROBOT_VENV)/bin/python || $(PYTHON312) -m venv $(LEROBOT_VENV)
 	$(LEROBOT_VENV)/bin/python -m pip install --quiet -e '.[lerobot]' \
 	  pytest pytest-timeout hypothesis psutil
@@ -69,10 +75,18 @@ format: $(DEV_STAMP)  ## put the code into form
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## the benchmarks, ratios of both sides in one run
-	$(BIN)/python scripts/bench.py
+	LEROBOT_VENV=$(LEROBOT_VENV) $(BIN)/python scripts/bench.py
 
 soak: $(STAMP)  ## the receiver alone at 10 Hz under full load, counting missed deadlines (HOURS=1)
 	$(BIN)/python scripts/bench_lateness.py --hours $(HOURS)
+
+soak-serving: $(DEV_STAMP)  ## four robots on one policy server under random faults (MINUTES=30, SEED=0)
+	$(BIN)/python scripts/soak_serving.py --minutes $(MINUTES) --seed $(SEED)
+
+# The figures go in by hand: make tune TUNE="--inference-ms 80 --delay-ms 20 --quick"
+TUNE ?=
+tune: $(DEV_STAMP)  ## which actions_per_chunk and threshold to use (TUNE="--inference-ms 50 …")
+	$(BIN)/python scripts/tune_chunking.py $(TUNE)
 
 profile: $(DEV_STAMP)  ## where the receiver's processor time goes under full load
 	$(BIN)/python scripts/profile_receiver.py
