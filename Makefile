@@ -56,7 +56,7 @@ $(LEROBOT_STAMP): pyproject.toml
 	    "make PYTHON312=/path/to/python3.12 $(MAKECMDGOALS), or LEROBOT_VENV=DIR for an environment" \
 	    "that is there"; exit 2; }
 	test -x $(LEROBOT_VENV)/bin/python || $(PYTHON312) -m venv $(LEROBOT_VENV)
-	$(LEROBOT_VENV)/bin/python -m pip install --quiet -e '.[lerobot]' \
+	$(LEROBOT_VENV)/bin/python -m pip install --quiet -e '.[lerobot]' 'lerobot[diffusion]' \
 	  pytest pytest-timeout hypothesis psutil
 	@touch $@
 

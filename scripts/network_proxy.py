@@ -16,7 +16,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common import cli
+from common import cli, endpoints
 from common.stopping import stopping
 from scripts.tcp_proxy import NetworkProxy, Traffic
 
@@ -50,7 +50,7 @@ def split_address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     host = host.strip("[]")
     if not (colon and host and port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
-        raise ValueError(f"{text!r} is not HOST:PORT, e.g. localhost:8080")
+        raise ValueError(f"{text!r} is not HOST:PORT, e.g. localhost:{endpoints.GRPC.port}")
     return host, int(port)
 
 

@@ -54,7 +54,10 @@ class Body(Protocol):
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """Names of the action values. Those that are also state names are positions of the same."""
+        """Names of the action values. Those that are also state names are positions of the same.
+
+        Of the others 0 is standing still, and what a hold makes of them.
+        """
         ...
 
     @property

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 import yaml
 
+from common import endpoints
 from common.program import OptionError, check_number
 from serving.aggregation import choose
 from serving.control_values import LoopOptions
@@ -35,7 +36,7 @@ class ClientOptions:
     """Type of the policy: act, smolvla, pi0, qwen_vla, builtin, …"""
     pretrained_name_or_path: str = ""
     """Where the policy is, as the server sees it."""
-    server_address: str = "localhost:8080"
+    server_address: str = f"localhost:{endpoints.GRPC.port}"
     """HOST:PORT of the policy server; tcp://HOST:PORT for ZeroMQ."""
     transport: Literal["auto", "grpc", "zmq"] = "auto"
     """How to talk to the server; auto is gRPC unless the address begins with tcp://."""
@@ -156,7 +157,8 @@ class ClientOptions:
         host, colon, port = text.rpartition(":")
         if not (colon and host and port.isdecimal() and 1 <= int(port) <= 65_535):
             raise OptionError(
-                f"--server_address must be HOST:PORT, e.g. 192.168.0.10:8080, not {text!r}"
+                f"--server_address must be HOST:PORT, e.g. "
+                f"192.168.0.10:{endpoints.GRPC.port}, not {text!r}"
             )
         if self.transport == "grpc" and text != self.server_address:
             raise OptionError(

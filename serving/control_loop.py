@@ -92,6 +92,8 @@ class ControlLoop:
         if not np.isfinite(state.values).all():
             return self._lost_body("its state is not finite", now)
         self._unreadable_since = None
+        # Reading may have taken long: what is too old is judged by when it ended, not began.
+        now = max(now, state.at)
         if session is None and self._here is None:
             return self._held("not_connected", "", now)
         seen, silent = self._look(now)

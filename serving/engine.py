@@ -297,16 +297,23 @@ class Engine:
         limits = (self._options.inference_timeout_s, self._options.session_timeout_s)
         tick_s = min(_LONGEST_TICK_S, min(limits) / 4)
         while not self._closed.wait(tick_s):
-            now = time.monotonic()
-            with self._lock:
-                for entry in self._store.entries():
-                    if entry.worker is not None:
-                        entry.worker.find_overdue(now)
-                self._store.replace_stuck(now)
-                idle = self._sessions.drop_idle(now, self._options.session_timeout_s)
-            for session, idle_s in idle:
-                logger.info("%s: nothing heard for %.0f s: dropped", session.client, idle_s)
-                if session.subscription is not None:
-                    message = f"nothing was heard for {idle_s:.0f} s: begin again with Ready"
-                    refusal = Refusal("no_session", message)
-                    self._pusher.push(0.0, session.subscription.deliver, refusal)
+            try:
+                self._look()
+            except Exception:  # without the keeper, who waits for a hung model waits for ever
+                logger.exception("an error of the server's own")
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for entry in self._store.entries():
+                if entry.worker is not None:
+                    entry.worker.find_overdue(now)
+            idle = self._sessions.drop_idle(now, self._options.session_timeout_s)
+        for session, idle_s in idle:
+            logger.info("%s: nothing heard for %.0f s: dropped", session.client, idle_s)
+            if session.subscription is not None:
+                message = f"nothing was heard for {idle_s:.0f} s: begin again with Ready"
+                refusal = Refusal("no_session", message)
+                self._pusher.push(0.0, session.subscription.deliver, refusal)
+        with self._lock:
+            self._store.replace_stuck(now)

@@ -133,5 +133,8 @@ class KeptBody:
                 logger.warning("[CLIENT] the robot: %s; next try in %.2g s", error, delay_s)
                 self._leaving.wait(delay_s)
                 continue
+            if self._leaving.is_set():  # `close` may have given up waiting, and closed nothing
+                self._body.close()
+                return
             logger.info("[CLIENT] the robot is back")
             return

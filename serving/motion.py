@@ -68,13 +68,15 @@ class Motion:
         if target is None:
             said = "the robot is outside its range (move it back), or the action is no number"
             return self.hold("limits", said, now)
+        # From here on it may be on its way, also where it then says that it refuses.
+        self._told = False
         try:
             self._body.move(target)
         except BodyError as error:
             return self.hold("body", str(error), now)
         if self.holding is not None:
             logger.info("[CLIENT] moving, was on hold: %s", HOLDS[self.holding])
-        self._commanded, self.holding, self._told = target, None, False
+        self._commanded, self.holding = target, None
         self._counters.moves += 1
         return target
 
@@ -114,8 +116,9 @@ class Motion:
             wanted = self._low_pass.next(wanted)
         if not np.isfinite(wanted).all():
             return None
-        # Of an action that is no position, what was last asked for is all that is known.
-        assumed = wanted if self._commanded is None else self._commanded
+        # Of an action that is not measured, what was last asked for is all that is known: 0, which
+        # is standing still, after a hold.
+        assumed = np.zeros(len(wanted)) if self._commanded is None else self._commanded
         measured = np.where(np.isfinite(positions), positions, assumed)
         return self.limiter.next(wanted, self._commanded, measured)
 

@@ -16,7 +16,7 @@ from serving.metrics import Tally
 from serving.policies import check_path
 from serving.policy_worker import PolicyWorker
 from serving.pusher import Pusher
-from serving.replies import in_one_line
+from serving.replies import in_one_line, printable
 from serving.served import ServedPolicy, SessionMemory
 
 __all__ = ["Load", "PolicyEntry", "PolicyStore", "admit"]
@@ -157,7 +157,7 @@ class PolicyStore:
             raise ServingError("busy", "the policy server is stopping")
         self._make_room()
         title = f"{instructions.policy_type} from {instructions.path}"
-        title += f" on {instructions.device}"
+        title = printable(f"{title} on {instructions.device}")
         entry = PolicyEntry(key, title, instructions, threading.Condition(self._lock))
         self._entries[key] = entry
         threading.Thread(target=self._fill, args=(entry,), name="load", daemon=True).start()
@@ -254,7 +254,7 @@ def admit(policy: ServedPolicy, title: str, instructions: Instructions) -> Sessi
 
 def _refusal(title: str, error: BaseException) -> ServingError:
     if isinstance(error, ServingError):
-        return ServingError(error.kind, " ".join(str(error).split()))
+        return ServingError(error.kind, printable(error))
     return ServingError("failed", f"{title} cannot be loaded: {in_one_line(error)}")
 
 

@@ -18,16 +18,22 @@ from serving.messages import (
 from serving.newest import Waiting
 from serving.served import Predicted, ServedPolicy
 
-__all__ = ["Replier", "in_one_line"]
+__all__ = ["Replier", "in_one_line", "printable"]
 
 _MOST_CHARACTERS = 300
 
 
 def in_one_line(error: BaseException) -> str:
     """The error's type and message in one line, cut to a bearable length."""
-    said = " ".join(str(error).split())
+    said = printable(error)
     name = type(error).__name__
     return f"{name}: {said}"[:_MOST_CHARACTERS] if said else name
+
+
+def printable(said: object) -> str:
+    """In one line, without what a terminal would obey: clients' texts get into logs."""
+    text = " ".join(str(said).split())
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,11 @@ class Replier:
     ) -> Reply:
         """The answer: at most `actions_per_chunk` rows, features, or why there is none."""
         if isinstance(result, ServingError):
-            return Refusal(result.kind, " ".join(str(result).split())[:_MOST_CHARACTERS])
+            return Refusal(result.kind, printable(result)[:_MOST_CHARACTERS])
         if isinstance(result, BaseException):
             return Refusal("failed", f"{self.title} failed: {in_one_line(result)}")
+        if not isinstance(result, Predicted):
+            return Refusal("failed", f"{self.title} gave a {type(result).__name__}, no prediction")
         observation = waiting.observation
         if observation.wants == "features":
             if not isinstance(result.features, bytes):

@@ -70,9 +70,11 @@ def _opened(body: Body) -> Any:
             raise OptionError(f"the robot cannot be used: {error}") from None
         yield
     finally:
-        with contextlib.suppress(BodyError):
-            body.hold()
-        body.close()
+        try:
+            with contextlib.suppress(BodyError):
+                body.hold()
+        finally:
+            body.close()
         logger.info("[CLIENT] the robot holds and is disconnected")
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from policies.base import ActingPolicy, ActionChunk, Features, PolicyError
 from serving.body import BodyState
 from serving.messages import Chunk, FeatureReply, Instructions, Observation, ServingError
+from serving.replies import in_one_line
 from serving.robot_values import StatePlaces, check_space, joint_targets
 
 if TYPE_CHECKING:  # PyTorch is on this computer only where it is wanted
@@ -72,7 +73,8 @@ class FastHalfHere:
 
     def take(self, reply: FeatureReply, measured_at: float) -> str:
         """Use these features from now on; in words why not, empty when they are taken."""
-        if reply.identity != self._policy.spec.identity:
+        # Two that say nothing of themselves are not known to be one.
+        if not reply.identity or reply.identity != self._policy.spec.identity:
             return (
                 "the server's features are of another checkpoint than the one here: use the same "
                 "one on both"
@@ -103,18 +105,18 @@ class FastHalfHere:
         if (age_s := now - held.measured_at) > self._max_age_s:
             return f"the features are {age_s:.2f} s old, --features_max_age is {self._max_age_s:g}"
         window = sensor(spec.sensor_window) if spec.sensor_window else None
-        observation = Observation(step, now, False, state.values.astype(np.float32))
-        robot = self._places.robot_state(observation)
         try:
+            observation = Observation(step, now, False, state.values.astype(np.float32))
+            robot = self._places.robot_state(observation)
             chunk = self._policy.act(held.features, window, robot, self._previous)
             rows = joint_targets(chunk.actions, spec.space, robot, self._columns)
+            planned = Chunk(step, now, rows, self._names, dt=spec.dt)
         except (PolicyError, ServingError) as error:
             return str(error)
+        except Exception as error:  # a server's features can have a shape that the model trips over
+            return f"the fast half failed: {in_one_line(error)}"
         self._previous = chunk
-        return Planned(
-            Chunk(step, now, rows, self._names, dt=spec.dt),
-            min(held.measured_at, state.at),
-        )
+        return Planned(planned, min(held.measured_at, state.at))
 
 
 def load_here(

@@ -6,6 +6,7 @@ reads `session`, takes `arrivals`, and hands an observation over when `free`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -134,8 +135,9 @@ class Connection:
     def arrivals(self) -> list[Arrival]:
         """What came since the last call."""
         came = []
-        while self._inbox:
-            came.append(self._inbox.popleft())
+        with contextlib.suppress(IndexError):  # another thread may empty it for a new session
+            while self._inbox:
+                came.append(self._inbox.popleft())
         return came
 
     def send(self, observation: Observation, session: int) -> None:

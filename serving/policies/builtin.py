@@ -97,7 +97,7 @@ class BuiltinOptions:
             ("wander", 0.0, 1e6),
             ("stamp", 0, 1),
             ("inference_s", 0.0, 3600.0),
-            ("load_s", 0.0, 3600.0),
+            ("load_s", 0.0, 60.0),  # anybody may ask for it, and it keeps a place meanwhile
             ("most_batched", 1, 4096),
             ("raise_at", 1, 1 << 53),
             ("hang_at", 1, 1 << 53),

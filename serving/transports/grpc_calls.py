@@ -22,12 +22,14 @@ from serving.transports.grpc_uploads import Uploads, is_joined
 from serving.transports.refusals import SAY_READY, Refusals, one_line
 from serving.unpacked import decode_instructions, decode_observation
 
-__all__ = ["MOST_ASKING", "Calls"]
+__all__ = ["MOST_ASKING", "MOST_LOADING", "Calls"]
 
 _SLICE_S = 0.1
 """How often a waiting GetActions looks whether its client is still there."""
 MOST_ASKING = 2
 """GetActions of one client: the one it waits for, and one that it gave up a moment ago."""
+MOST_LOADING = 2
+"""Calls of one client that wait for its policy: one, and one that it gave up a moment ago."""
 _REFUSED_PAUSE_S = 0.25
 """LeRobot's client asks for actions again the moment it is refused: so often is it answered."""
 _MOST_PACED = 16
@@ -44,7 +46,7 @@ class Calls:
         self._engine, self._options, self._refusals = engine, options, refusals
         self._clients = Clients(engine.adopt)
         self._uploads = Uploads(upload_timeout_s)
-        self._paced = 0
+        self._paced = self._loading_now = 0
         self._refused_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self.closing = threading.Event()
@@ -73,7 +75,8 @@ class Calls:
                 instructions = decode_instructions(split(request.data))
             else:
                 instructions = lerobot.decode_setup(request.data)
-            self._engine.instruct(caller.name, instructions)
+            with self._loading(caller):
+                self._engine.instruct(caller.name, instructions)
             caller.instructions, caller.joined, caller.unsent = instructions, joined, None
         return protobuf.Empty()
 
@@ -137,6 +140,24 @@ class Calls:
         dt = reply.dt or 1.0 / (fps or self._options.fps)
         data: bytes = lerobot.encode_actions(reply, dt)
         return data
+
+    @contextlib.contextmanager
+    def _loading(self, caller: Caller) -> Iterator[None]:
+        """A policy may take minutes: not every thread may wait for one, robots need them."""
+        with self._lock:
+            if caller.loading >= MOST_LOADING:
+                raise ServingError("busy", "the policy of this client is being loaded already")
+            # Each Ready makes another caller, the calls of the one before go on.
+            if self._loading_now >= MOST_LOADING * self._options.most_sessions:
+                raise ServingError("busy", f"{self._loading_now} calls wait for policies")
+            caller.loading += 1
+            self._loading_now += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                caller.loading -= 1
+                self._loading_now -= 1
 
     @contextlib.contextmanager
     def _asking(self, caller: Caller) -> Iterator[None]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from serving.messages import Chunk, FeatureReply, Instructions, ServingError
-from serving.transports.refusals import SAY_READY
+from serving.transports.refusals import SAY_READY, told_name
 
 __all__ = ["Caller", "Clients", "host_of"]
 
@@ -41,6 +41,7 @@ class Caller:
         joined: it speaks our encoding, not LeRobot's pickles.
         uploads: observations that are being received from it.
         asking: GetActions that are open.
+        loading: calls that wait for its policy.
         quiet_since: when its last call ended.
         unsent: an answer whose asker had gone, and when that was.
     """
@@ -53,6 +54,7 @@ class Caller:
     joined: bool = False
     uploads: int = 0
     asking: int = 0
+    loading: int = 0
     calls: int = 0
     quiet_since: float = 0.0
     unsent: tuple[Chunk | FeatureReply, float] | None = None
@@ -79,7 +81,9 @@ class Clients:
 
     def name(self, peer: str, session: str | None) -> str:
         """What the engine is to know a caller by."""
-        return f"grpc:{session}" if session and _SESSION.fullmatch(session) else peer
+        if session and _SESSION.fullmatch(session):
+            return told_name("grpc", session.encode())
+        return peer
 
     def begin(self, peer: str, session: str | None) -> Caller:
         """Whoever says Ready: a caller with nothing behind it."""

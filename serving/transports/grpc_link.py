@@ -177,6 +177,14 @@ class GrpcLink:
         giving it up could lose the answer.
         """
         connection, _ = self._open()
+        try:
+            return self._receive(connection, timeout_s)
+        except ServingError:
+            if self._closed:  # it was asked for while the session was being ended
+                raise LinkLost("closed") from None
+            raise
+
+    def _receive(self, connection: _Connection, timeout_s: float) -> Chunk | FeatureReply | None:
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             try:
@@ -212,6 +220,8 @@ class GrpcLink:
             self._closed, starting, connection = True, self._starting, self._connection
         if starting is not None:
             starting.cancel()
+        if connection is not None:
+            connection.give_up()
         if connection is not None and not connection.stock:
             with contextlib.suppress(grpc.RpcError, ValueError):
                 connection.end(protobuf.Empty(), timeout=_BYE_S, metadata=self._metadata)
@@ -291,6 +301,11 @@ class _Connection:
             raise
         self._asked = None
         return data
+
+    def give_up(self) -> None:
+        """Wait no longer for the answer that is asked for."""
+        if (asked := self._asked) is not None:
+            asked.call.cancel()
 
     def close(self) -> None:
         """End every call."""

@@ -19,7 +19,7 @@ from serving.engine import Engine
 from serving.engine_options import EngineOptions
 from serving.messages import MAX_MESSAGE, ServingError
 from serving.transports import protobuf
-from serving.transports.grpc_calls import MOST_ASKING, Calls
+from serving.transports.grpc_calls import MOST_ASKING, MOST_LOADING, Calls
 from serving.transports.grpc_common import END_SERVICE, MAX_PART, metadata_value
 from serving.transports.grpc_uploads import MOST_UPLOADS, UPLOAD_TIMEOUT_S
 from serving.transports.refusals import Refusals
@@ -56,8 +56,10 @@ class GrpcServer:
         self.refusals = refusals or Refusals()
         self._token = token
         self._calls = Calls(engine, options, self.refusals, upload_timeout_s)
-        # Each client has a GetActions and an observation under way, and may have given up as many.
-        most_calls = (MOST_ASKING + MOST_UPLOADS) * options.most_sessions + _SPARE_CALLS
+        # Each client has a GetActions and an observation under way, or waits for its policy, and
+        # may have given up as many.
+        most_calls = MOST_ASKING + MOST_UPLOADS + MOST_LOADING
+        most_calls = most_calls * options.most_sessions + _SPARE_CALLS
         most_calls = min(most_calls, _MOST_THREADS)
         self._server = grpc.server(
             futures.ThreadPoolExecutor(most_calls, thread_name_prefix="grpc"),

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 
 from serving.messages import RefusalKind
 
-__all__ = ["SAY_READY", "Refusals", "one_line"]
+__all__ = ["SAY_READY", "Refusals", "one_line", "told_name"]
 
 logger = logging.getLogger("serving.refused")
 
 SAY_READY = "no session: say Ready and send instructions first (restart the client)"
 _MOST_SAID = 500
+
+
+def told_name(transport: str, session: bytes) -> str:
+    """What a session is called in logs and metrics.
+
+    Whoever knows its id can speak for it, and have another policy loaded: nobody may read it there.
+    """
+    return f"{transport}:{hashlib.sha256(session).hexdigest()[:32]}"
 
 
 def one_line(message: object) -> str:

@@ -28,7 +28,7 @@ from serving.messages import (
     ServingError,
 )
 from serving.packed import Note, encode
-from serving.transports.refusals import SAY_READY, Refusals, one_line
+from serving.transports.refusals import SAY_READY, Refusals, one_line, told_name
 from serving.transports.security import Door, ServerKeys
 from serving.transports.zmq_common import MAX_PARTS, Envelope, tune
 from serving.unpacked import decode
@@ -213,10 +213,15 @@ class ZmqServer:
                     raise BadMessage(f"{len(frames)} frames are no message of ours")
                 envelope = Envelope.unpack(frames[1].buffer)
                 self._take(route, envelope, decode([frame.buffer for frame in frames[2:]]))
+                continue
             except ServingError as error:
-                session = self._session(envelope) if envelope else None
-                # A client that is known hears of it where it listens.
-                self._refuse(session.route if session else route, envelope, error, _where(source))
+                refused = error
+            except Exception:  # one client's message must not end the transport of them all
+                logger.exception("[SERVER] an error of the server's own")
+                refused = ServingError("failed", "an error of the server's own; its log has it")
+            session = self._session(envelope) if envelope else None
+            # A client that is known hears of it where it listens.
+            self._refuse(session.route if session else route, envelope, refused, _where(source))
 
     def _receive(self) -> list[zmq.Frame]:
         """One message, its frames not copied; of one with too many frames only the first."""
@@ -234,7 +239,7 @@ class ZmqServer:
         """Do what a client asks; ServingError says why not."""
         session = self._session(envelope)
         if isinstance(message, Note) and message.word == "ready":
-            client = f"zmq:{envelope.session.hex()}"
+            client = told_name("zmq", envelope.session)
             self._engine.ready(client)
             began = _Session(client, envelope.attempt, route, time.monotonic())
             self._sessions[envelope.session] = began

@@ -290,6 +290,45 @@ def test_a_hold_that_is_not_taken_is_said_again() -> None:
     assert world.body.holds == 1
 
 
+def test_a_move_that_fails_is_followed_by_a_hold_also_while_on_hold() -> None:
+    world = World()
+    world.tick(4)
+    body, sent = world.body, list[str]()
+    world.body.read_fails = "the bus is silent"
+    world.tick()
+    world.body.read_fails = ""
+    holds = body.holds
+
+    def moves_and_fails(target: np.ndarray) -> None:
+        sent.append("move")
+        raise BodyError("no confirmation came")
+
+    body.move = moves_and_fails  # type: ignore[method-assign]
+    assert world.tick(3).hold == "body"
+    assert len(sent) == 3
+    assert body.holds == holds + 3, "each may have been on its way"
+
+
+def test_a_read_that_takes_long_makes_the_input_no_younger() -> None:
+    world = World(
+        options=LoopOptions(fps=FPS, actions_per_chunk=8, max_input_age_s=0.5),
+        answer=lambda o: ramp(o) if o.timestep == 0 else None,
+    )
+    world.tick(4)
+    assert world.held[-1] is None
+    row = world.done[-1].row
+    assert row is not None
+    # The tick begins in time; the robot's state comes when the limit is past.
+    read = world.body.read
+
+    def slow() -> BodyState:
+        return BodyState(read().values, row.measured_at + 0.6)
+
+    world.body.read = slow  # type: ignore[method-assign]
+    assert world.now + PERIOD - row.measured_at < 0.5
+    assert world.tick().hold == "old_input"
+
+
 def test_the_limits_come_last_and_refuse_a_robot_out_of_its_range() -> None:
     world = World(answer=lambda observation: ramp(observation, slope=90.0))
     world.tick(20)
@@ -436,6 +475,22 @@ def test_an_action_that_is_no_state_is_limited_from_what_was_asked_for() -> None
     world = World(body, answer=lambda o: ramp(o, slope=2.0))
     world.tick(20)
     assert world.held == ["no_action"] + [None] * 19
+
+
+def test_what_is_not_measured_starts_from_standing_still() -> None:
+    body = FakeBody(action_names=("a.pos", "b.pos", "wheel.vel"))
+    body.move = lambda target: body.moves.append((body.now, target))  # type: ignore[method-assign]
+    world = World(body, answer=lambda o: ramp(o, slope=0.0))
+    chunk = np.zeros((8, 3), np.float32)
+    chunk[:, 2] = 60.0
+    world.answer = lambda o: Chunk(o.timestep, o.timestamp, chunk)
+    world.tick(4)
+    assert [target[2] for _, target in body.moves] == [5.0, 10.0, 15.0]
+    world.session = None
+    world.tick(2)
+    world.session = 2
+    world.tick(3)
+    assert [target[2] for _, target in body.moves[3:]] == [5.0, 10.0], "from 0 again after a hold"
 
 
 DELAYS = st.lists(st.one_of(st.none(), st.integers(1, 25)), min_size=1, max_size=30)

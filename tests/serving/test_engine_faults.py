@@ -148,6 +148,7 @@ def test_a_bad_request_does_not_fail_those_in_its_batch(start: Start) -> None:
         ([Predicted("actions")], "no sound actions"),  # type: ignore[arg-type]
         ([ServingError("bad_message", "no picture\nof it")], "^no picture of it$"),
         ([ValueError()], "failed: ValueError$"),
+        ([None], "gave a NoneType, no prediction"),
     ],
 )
 def test_what_is_no_chunk_is_refused(start: Start, results: list[Any], said: str) -> None:
@@ -423,3 +424,34 @@ def test_new_weights_under_an_old_path_are_loaded(
     os.utime(file, ns=(1, 2**61))
     engine.instruct("b", told(str(tmp_path)))
     assert len(shelf.loaded) == 2
+
+
+def test_the_keeper_goes_on_after_an_error(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = GatedPolicy()
+    policy.hang.add(1)
+    engine = start("a", policy=policy, **HANG)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(engine._store, "replace_stuck", fails)
+    monkeypatch.setattr(engine._sessions, "drop_idle", fails)
+    wait_until(lambda: "can't start new thread" in caplog.text, "the error")
+    engine.observe("a", seen(1))
+    with pytest.raises(ServingError, match="has not answered"):
+        engine.answer("a")
+    policy.release.set()
+
+
+def test_what_a_client_says_cannot_write_lines_of_its_own(
+    serve: Callable[..., Engine], shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    engine = serve(most_policies=1)
+    for path in ("a", "b"):
+        engine.ready("c")
+        engine.instruct("c", told(path, device="cpu\n[SERVER] all is well\x1b[2J"))
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert "is loaded" in caplog.text

@@ -84,5 +84,23 @@ def test_it_can_be_closed_while_it_is_away(robot: Flaky) -> None:
     assert robot.closed == 2  # by the thread, and at the end
 
 
+def test_a_robot_that_opens_too_late_is_closed_again(
+    robot: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.kept_body._CLOSED_IN_S", 0.01)
+    kept = KeptBody(robot, lost_after_s=0.0)
+    kept.open()
+    robot.may_open.clear()
+    robot.read_fails = "unplugged"
+    with pytest.raises(BodyError):
+        kept.read()
+    kept.close()
+    closed = robot.closed
+    robot.may_open.set()
+    wait_until(lambda: not _opening(kept), "the opening to end")
+    assert robot.opened == 2
+    assert robot.closed == closed + 1
+
+
 def _opening(kept: KeptBody) -> bool:
     return kept._opening is not None and kept._opening.is_alive()

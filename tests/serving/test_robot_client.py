@@ -20,6 +20,7 @@ from serving.client_status import ClientStatus
 from serving.control_values import LoopOptions
 from serving.messages import Instructions
 from serving.queue_plot import QueueHistory
+from serving.robot_client import _opened
 from serving.supervisor import Connection, ConnectionOptions
 from tests.serving.test_control_loop import FPS, World
 from tests.serving.test_supervisor import FakeLink
@@ -265,6 +266,20 @@ def test_a_robot_that_cannot_be_used_is_one_line(
 Addresses = dict[str, str]
 
 
+def test_a_robot_that_cannot_be_told_to_hold_is_let_go_of() -> None:
+    body = World().body
+    closed = []
+
+    def hold() -> None:
+        raise RuntimeError("a driver's own error")
+
+    body.hold = hold  # type: ignore[method-assign]
+    body.close = lambda: closed.append(True)  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError), _opened(body):
+        pass
+    assert closed
+
+
 def server_on(start: Program, ports: list[int]) -> Child:
     child = start("serving/policy_server.py", "--port", str(ports[0]), "--zmq_port", str(ports[1]))
     child.wait_for(r"\[SERVER\] ready")
@@ -377,7 +392,7 @@ def test_a_policy_that_cannot_be_loaded_is_one_line_and_code_2(
 
 def test_ctrl_c_while_the_policy_loads(program: Program, where: Addresses) -> None:
     for address in where.values():
-        child = client(program, address, "--pretrained_name_or_path", "sway?load_s=100")
+        child = client(program, address, "--pretrained_name_or_path", "sway?load_s=60")
         child.wait_for("asking")
         assert child.stop() == 0, child.text
         assert "connecting to the robot" not in child.text

@@ -145,6 +145,10 @@ def test_a_silent_camera_means_no_new_features_and_then_a_hold() -> None:
             "not features",
         ),
         (lambda o: ServingError("failed", "out of memory"), "out of memory"),
+        (
+            lambda o: FeatureReply(o.timestep, o.timestamp, b"inf", identity="one"),
+            "the actions are not finite",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_said_and_it_holds(
@@ -171,6 +175,36 @@ def test_a_fast_half_that_fails_holds_at_once() -> None:
     policy.fails = False
     world.tick()
     assert world.held[-1] is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), ValueError("a shape")])
+def test_a_model_that_trips_over_features_holds_and_goes_on(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Trips(Fast):
+        def act(self, features: float, *rest: object) -> ActionChunk:  # type: ignore[override]
+            if self.fails:
+                raise error
+            return super().act(features, *rest)  # type: ignore[arg-type]
+
+    policy = Trips()
+    world = split_world(policy)
+    world.tick(10)
+    policy.fails = True
+    assert world.tick(2).hold == "features"
+    assert len(world.loop.queue) == 0
+    assert f"the fast half failed: {type(error).__name__}" in caplog.text
+    policy.fails = False
+    assert world.tick().hold is None
+
+
+def test_features_of_an_unknown_checkpoint_are_not_those_of_another() -> None:
+    policy = Fast()
+    policy.spec = replace(SPEC, identity="")
+    world = split_world(policy)
+    world.answer = lambda o: FeatureReply(o.timestep, o.timestamp, b"0.5")
+    world.tick(10)
+    assert set(world.held) == {"features"}
 
 
 def test_chunks_are_ignored_where_features_were_asked_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from common.program import OptionError, ProgramError
+from serving.control_values import Arrival
 from serving.link import LinkLost
 from serving.messages import Chunk, FeatureReply, Instructions, Observation, ServingError
 from serving.supervisor import Connection, ConnectionOptions
@@ -281,3 +283,14 @@ def test_closing_is_quick_whatever_it_was_doing(started: Start) -> None:
     wait_until(lambda: link.begins == 2, "the second try")
     connection.close()
     connection.close()
+
+
+def test_answers_may_be_thrown_away_while_they_are_taken(started: Start) -> None:
+    class Emptied(deque[Arrival]):
+        def popleft(self) -> Arrival:
+            self.clear()  # as the thread does that begins a new session
+            return super().popleft()
+
+    _, connection = started()
+    connection._inbox = Emptied([Arrival(CHUNK, 0.0)])
+    assert connection.arrivals() == []

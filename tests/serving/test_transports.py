@@ -19,6 +19,7 @@ from serving.messages import (
     Picture,
     ServingError,
 )
+from serving.transports.zmq_link import ZmqLink
 from tests.serving.wires import (
     TRANSPORTS,
     WAIT_S,
@@ -181,6 +182,28 @@ def test_others_are_served_while_a_policy_loads(servers: Servers, transport: str
     exchange(slow, 1)
     slow.close()
     fast.close()
+
+
+def test_an_error_of_the_servers_own_ends_nothing(
+    servers: Servers, link: Link, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(link)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(servers.engine, "observe", fails)
+        message = refused("failed", lambda: (link.send(observation(1), WAIT_S), answer_of(link)))
+    assert "its log has it" in message
+    exchange(link, 2)
+
+
+def test_what_makes_a_session_a_clients_own_is_told_to_nobody(servers: Servers, link: Link) -> None:
+    begun(link)
+    own = link._session.hex() if isinstance(link, ZmqLink) else link._metadata[0][1]  # type: ignore[attr-defined]
+    assert len(own) == 32
+    assert own not in str(servers.engine.metrics())
 
 
 def test_a_session_that_the_server_forgot(servers: Servers, link: Link) -> None:
