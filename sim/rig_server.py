@@ -248,12 +248,12 @@ def main(options: ServerOptions) -> int:
     except OSError as error:
         print(f"rig: cannot write the trace: {error}", file=sys.stderr)
         return 2
-    print(
-        f"rig: state at {address(options.host, options.state_port)}, commands at "
-        f"{address(options.host, options.command_port)}, seed {options.seed}",
-        flush=True,
-    )
-    with stopping() as stop:
+    with stopping() as stop:  # first: whoever reads the line may stop it at once
+        print(
+            f"rig: state at {address(options.host, options.state_port)}, commands at "
+            f"{address(options.host, options.command_port)}, seed {options.seed}",
+            flush=True,
+        )
         server.run(stop)
     return 0
 
