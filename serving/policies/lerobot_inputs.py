@@ -101,7 +101,7 @@ def fit(wants: Expected, instructions: Instructions, saved_rename: Mapping[str, 
             f"the policy was trained on {wants.state} state values and the robot has {has} "
             f"({names}): it is for another robot",
         )
-    keys = {name: rename.get(_IMAGES + name, _IMAGES + name) for name in instructions.cameras}
+    keys = {name: _renamed(name, rename) for name in instructions.cameras}
     if len(set(keys.values())) != len(keys):
         raise ServingError("bad_policy", f"two cameras are renamed alike: {dict(rename)}")
     used = {name: key for name, key in keys.items() if key in wants.cameras}
@@ -123,6 +123,12 @@ def fit(wants: Expected, instructions: Instructions, saved_rename: Mapping[str, 
         unused = sorted(set(keys) - set(used))
         logger.info("cameras not used: %s; left blank: %s", unused, sorted(missing))
     return Fit(used, rename.get(_STATE, _STATE))
+
+
+def _renamed(name: str, rename: Mapping[str, str]) -> str:
+    """The policy's key for a camera; a map may leave out LeRobot's prefix on either side."""
+    key = rename.get(_IMAGES + name, rename.get(name, name))
+    return key if key.startswith("observation.") else _IMAGES + key
 
 
 def _listed(names: Any) -> str:

@@ -44,6 +44,7 @@ that is loading a model and holds its interpreter meanwhile."""
 _HEARTBEAT_MS = 1_000
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _WATCHED = _FAILED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECT_RETRIED
+_WATCHED |= zmq.EVENT_DISCONNECTED
 
 
 class ZmqLink:
@@ -143,14 +144,12 @@ class _Wires:
     def handshake(self, instructions: Instructions, deadline: float) -> None:
         """Ready, then the instructions; waits while the server says that it is loading."""
         with self._using(self._down_lock):
-            try:
-                self._down.send_multipart([self._packed, *encode(Note("ready"))])
-                self._await("ready", deadline)
-                self._down.send_multipart([self._packed, *encode(instructions)])
-                self._await("accepted", deadline)
-            finally:
-                self._down.disable_monitor()
-                self._monitor.close(0)
+            self._down.send_multipart([self._packed, *encode(Note("ready"))])
+            self._await("ready", deadline)
+            self._down.send_multipart([self._packed, *encode(instructions)])
+            self._await("accepted", deadline)
+            while self._monitor.poll(0):  # what was said of earlier tries to connect
+                recv_monitor_message(self._monitor)
 
     def _await(self, word: str, deadline: float) -> None:
         while True:
@@ -226,7 +225,15 @@ class _Wires:
                 if moment >= deadline:
                     return None
                 self._ping(moment)
-                self._wait(self._down, zmq.POLLIN, min(deadline - moment, _PING_S))
+                left_s = min(deadline - moment, _PING_S)
+                if not self._wait(self._down, zmq.POLLIN, left_s, self._monitor):
+                    self._look_for_an_end()
+
+    def _look_for_an_end(self) -> None:
+        """LinkLost when the connection ended: ZeroMQ would wait for another without a word."""
+        while self._monitor.poll(0):
+            if recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED:
+                raise LinkLost(f"{self._address} ended the connection")
 
     def _ping(self, moment: float) -> None:
         if moment - self._pinged_at < _PING_S:
@@ -278,6 +285,7 @@ class _Wires:
             if not self._down.closed:
                 # It must get out, but nobody is kept waiting for it.
                 self._down.linger = 200
+                self._down.disable_monitor()
                 self._down.send_multipart([self._packed, *encode(Note("bye"))], zmq.NOBLOCK)
                 self._down.close()
 
@@ -293,6 +301,7 @@ class _Wires:
             self._up.close(0)
         with self._down_lock:
             if not self._down.closed:
+                self._down.disable_monitor()
                 self._down.close(0)
             if not self._monitor.closed:
                 self._monitor.close(0)

@@ -331,3 +331,27 @@ def test_a_server_that_falls_silent_is_lost_in_seconds(program: Callable[..., Ch
         begun(link)
         exchange(link, 3)
         link.close()
+
+
+def test_a_killed_server_is_lost_by_its_connections_end(program: Callable[..., Child]) -> None:
+    """At once, for the robot must stop; not when pings have gone unanswered for seconds."""
+    ports = free_ports(2)
+    server = server_program(program, ports)
+    links = [begun(to_program(transport, ports)) for transport in TRANSPORTS]
+    said: list[str] = []
+
+    def wait(link: Link) -> None:
+        with pytest.raises(LinkLost) as caught:
+            while True:
+                link.receive(60.0)
+        said.append(str(caught.value))
+
+    threads = [threading.Thread(target=wait, args=(link,), daemon=True) for link in links]
+    for thread in threads:
+        thread.start()
+    server.kill()
+    wait_until(lambda: len(said) == len(links), "both links to be lost")
+    assert not any("not answer" in words for words in said), said
+    assert any("ended the connection" in words for words in said), said
+    for link in links:
+        link.close()
