@@ -84,13 +84,16 @@ class InsertionRig:
         self.episode = -1
         self.reset(seed)
 
-    def reset(self, seed: int) -> None:
-        """Start the next episode: another port, the arm at home and at rest."""
+    def reset(self, seed: int, joints_deg: ArrayLike | None = None) -> None:
+        """Start the next episode: another port, the arm at rest at home or at (6,) joint angles.
+
+        Raises ValueError unless the angles are six finite numbers.
+        """
         self.seed = int(seed)
         self.layout = Layout.from_seed(self.config, self.seed)
         place(self.model, self.config, self.layout)
         mujoco.mj_resetData(self.model, self.data)
-        home = np.radians(np.array(HOME_DEG))
+        home = np.radians(_six_finite(HOME_DEG if joints_deg is None else joints_deg, "angles"))
         self._tissue_m = self._tissue_at(0.0)
         self.data.qpos[:6] = home
         self.data.qpos[9] = self._tissue_m
@@ -99,8 +102,10 @@ class InsertionRig:
         self.data.qvel[9] = self._tissue_speed_at(0.0)
         self._target = home.copy()
         self._pose: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-        self._inside = False
-        self.model.geom_conaffinity[self._sclera] = self._wall_bits
+        mujoco.mj_kinematics(self.model, self.data)
+        from_centre = self.data.site_xpos[self._ids["tip"]] - self.data.xpos[self._globe_body]
+        self._inside = float(from_centre @ from_centre) < self._radius_m**2
+        self.model.geom_conaffinity[self._sclera] = 0 if self._inside else self._wall_bits
         mujoco.mj_forward(self.model, self.data)
         self.episode += 1
 
@@ -147,6 +152,10 @@ class InsertionRig:
         # mj_step leaves positions as they were before it integrated the last time.
         mujoco.mj_kinematics(self.model, self.data)
         self._open_or_close_wall()
+
+    def refresh(self) -> None:
+        """Work out where everything is after positions in `data` were written from outside."""
+        mujoco.mj_kinematics(self.model, self.data)
 
     @property
     def time_s(self) -> float:

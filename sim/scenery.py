@@ -52,8 +52,9 @@ def cameras(eye: NDArray[np.float64]) -> str:
     places = (
         ("View1", (0.24, 0.03, 0.13), (-0.060, 0.0, 0.018), 34.0),
         ("View2", (-0.07, 0.40, 0.13), (-0.085, 0.0, 0.035), 40.0),
-        ("View3", (0.075, -0.125, 0.080), (-0.010, 0.0, 0.012), 30.0),
-        ("View4", (0.03, 0.055, 0.190), (-0.014, 0.0, 0.005), 27.0),
+        # Close-ups, as through a surgical microscope: the port's place is to be read off them.
+        ("View3", (0.075, -0.125, 0.080), (-0.008, 0.0, 0.010), 11.0),
+        ("View4", (0.03, 0.055, 0.190), (-0.008, 0.0, 0.006), 10.0),
     )
     # Given for an arm that reaches along x; turned with it.
     angle = math.radians(HOME_DEG[0])

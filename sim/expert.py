@@ -1,0 +1,186 @@
+"""A scripted expert on the insertion rig: approach, align, insert, follow the moving tissue.
+
+It knows what no policy does: where the port is, and how the tissue moves. Its demonstrations are
+what a policy is trained on, and what a policy can reach at best.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sim.layout import HOME_DEG, Layout, RigConfig, tip_transform
+from sim.task import DISTANCE_MM
+
+__all__ = ["Expert", "joints_for_tip"]
+
+Vector = NDArray[np.float64]
+
+_LATERAL_MM_S = 6.0
+_TURN_DEG_S = 15.0
+_DEPTH_MM_S = 12.0
+# Outside, the last steps towards the axis are slow: what is left shrinks by e in this time.
+_SETTLE_S = 0.15
+# Where it waits until it is aligned: past the port's opening this far, i.e. in front of it.
+_WAIT_DEPTH_MM = -2.5
+_ALIGNED_MM, _ALIGNED_DEG = 0.5, 1.0
+# Past this depth it is in the port; going back out would be worse than any misalignment.
+_INSIDE_MM = -0.5
+# Pushes end short of the tissue, and of the wall.
+_CLEARANCE_MM, _WALL_DEPTH_MM, _PUSHED_ASIDE_MM = 0.3, -1.5, 0.9
+# The arm is where it was told to be about so much later (its position loop, 30 Hz).
+_ARM_LAG_S = 0.012
+
+# A needle this far off the port's direction still fits: 0.4 mm over the depth of the tissue. More
+# than that would turn the wrist, which is 30 degrees from straight, for nothing.
+_SLANT_DEG = 3.0
+
+_TOLERANCE_MM, _TOLERANCE_RAD = 1e-3, 1e-5
+_MOST_STEPS = 50
+_STEP_DEG = 1e-4
+_REACH_MM = 150.0  # weighs a direction's error against a place's in the least squares
+
+
+def joints_for_tip(tip_mm: ArrayLike, axis: ArrayLike, near_deg: ArrayLike) -> Vector:
+    """Joint angles (6,) in degrees that put the needle's tip at a point, along a direction.
+
+    The needle is round, and joint 6 turns it about itself: joint 6 stays as it is, the others are
+    found by Newton's method.
+
+    Args:
+        tip_mm: (3,) in the base's frame.
+        axis: (3,) unit vector from the hub to the tip.
+        near_deg: (6,) joint angles to start from; the answer is the nearest.
+
+    Raises:
+        ValueError: no such angles were found.
+    """
+    tip, towards = np.asarray(tip_mm, float), np.asarray(axis, float)
+    joints = np.array(near_deg, dtype=float)
+    for _ in range(_MOST_STEPS):
+        error = _error(joints, tip, towards)
+        if (
+            np.abs(error[:3]).max() < _TOLERANCE_MM
+            and np.abs(error[3:]).max() < _TOLERANCE_RAD * _REACH_MM
+        ):
+            return joints
+        columns = []
+        for joint in range(5):
+            moved = joints.copy()
+            moved[joint] += _STEP_DEG
+            columns.append((_error(moved, tip, towards) - error) / _STEP_DEG)
+        step = np.linalg.lstsq(np.stack(columns, axis=1), error, rcond=None)[0]
+        # Far from the answer the linearization is worth only a small step.
+        joints[:5] -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-9))
+    raise ValueError("the tip cannot be put there")
+
+
+def _error(joints: Vector, tip: Vector, towards: Vector) -> Vector:
+    axis, at = tip_transform(joints)
+    return np.concatenate([at - tip, _REACH_MM * (axis - towards)])
+
+
+class Expert:
+    """Plans joint targets for one episode; `step` once a control tick.
+
+    Attributes:
+        port_mm: (3,) the port's opening in the base's frame.
+        needle: (3,) unit vector along which the needle is to lie.
+    """
+
+    def __init__(self, config: RigConfig, layout: Layout, joints_deg: ArrayLike) -> None:
+        """Begin where the arm is, (6,) joint angles in degrees."""
+        self._config, self._layout = config, layout
+        self.port_mm = layout.eye_mm + layout.port_mm
+        self._joints = np.array(joints_deg, dtype=float)
+        self._axis, self._tip = tip_transform(self._joints)
+        self.needle = _slanted(layout.axis, tip_transform(HOME_DEG)[0], math.radians(_SLANT_DEG))
+
+    @property
+    def goal_deg(self) -> Vector:
+        """Joint angles (6,) with the tip in the port, at its mean distance from the tissue."""
+        depth = self._config.tissue_depth_mm - DISTANCE_MM
+        tip = self.port_mm + self._layout.axis * depth
+        return joints_for_tip(tip, self.needle, np.array(HOME_DEG))
+
+    def step(self, time_s: float, span_s: float, steering: bool = True) -> Vector:
+        """Joint targets (6,) in degrees for `span_s` after `time_s` in the episode.
+
+        Without `steering` the tip stays where it is; see `push`.
+        """
+        if steering:
+            self._steer(time_s, span_s)
+        self._joints = joints_for_tip(self._tip, self._axis, self._joints)
+        return self._joints.copy()
+
+    def push(self, by_mm: ArrayLike) -> None:
+        """Move the tip off its way: (3,) mm along the port and aside, never into anything."""
+        axis = self._layout.axis
+        along, one, other = np.asarray(by_mm, dtype=float)
+        side = np.cross(axis, [0.0, 0.0, 1.0])
+        side /= np.linalg.norm(side)
+        depth, aside = self._place()
+        aside = aside + one * side + other * np.cross(axis, side)
+        config = self._config
+        nearest = config.tissue_depth_mm - config.tissue_amplitude_mm - _CLEARANCE_MM
+        pushed = min(depth + along, max(nearest, depth))
+        off_mm = float(np.linalg.norm(aside))
+        if pushed > _WALL_DEPTH_MM and off_mm > _PUSHED_ASIDE_MM:
+            if depth <= _WALL_DEPTH_MM:
+                pushed = depth  # it would meet the wall
+            else:
+                aside = aside * (_PUSHED_ASIDE_MM / off_mm)
+        self._tip = self.port_mm + pushed * axis + aside
+
+    def _place(self) -> tuple[float, Vector]:
+        """The tip's depth in mm along the port, and its way (3,) from the port's axis."""
+        along = self._tip - self.port_mm
+        depth = float(along @ self._layout.axis)
+        return depth, along - depth * self._layout.axis
+
+    def _steer(self, time_s: float, span_s: float) -> None:
+        depth, aside = self._place()
+        off_mm = float(np.linalg.norm(aside))
+        off_deg = math.degrees(_angle(self._axis, self.needle))
+        aligned = off_mm < _ALIGNED_MM and off_deg < _ALIGNED_DEG
+        if aligned or depth > _INSIDE_MM:
+            wanted = self._wanted_depth(time_s + span_s + _ARM_LAG_S)
+        else:
+            wanted = _WAIT_DEPTH_MM
+        depth += _towards(wanted - depth, _DEPTH_MM_S * span_s)
+        aside = aside * (1.0 - _share(off_mm, _LATERAL_MM_S, span_s))
+        turn = _share(off_deg, _TURN_DEG_S, span_s)
+        self._axis = self._axis + turn * (self.needle - self._axis)
+        self._axis /= np.linalg.norm(self._axis)
+        self._tip = self.port_mm + depth * self._layout.axis + aside
+
+    def _wanted_depth(self, time_s: float) -> float:
+        config = self._config
+        angle = 2.0 * math.pi * config.tissue_hz * time_s + self._layout.phase_rad
+        surface = config.tissue_depth_mm + config.tissue_amplitude_mm * math.sin(angle)
+        return surface - DISTANCE_MM
+
+
+def _angle(one: Vector, other: Vector) -> float:
+    return math.acos(min(max(float(one @ other), -1.0), 1.0))
+
+
+def _slanted(direction: Vector, towards: Vector, most_rad: float) -> Vector:
+    """`direction` turned towards another by at most so much."""
+    angle = _angle(direction, towards)
+    share = min(most_rad / angle, 1.0) if angle > 0 else 0.0
+    slanted = direction + share * (towards - direction)
+    return np.asarray(slanted / np.linalg.norm(slanted))
+
+
+def _towards(left: float, most: float) -> float:
+    return min(max(left, -most), most)
+
+
+def _share(left: float, speed: float, span_s: float) -> float:
+    """The part of what is left that is done in a step: at full speed, slowing down at the end."""
+    if left < 1e-9:
+        return 1.0
+    return min(speed * span_s / left, span_s / _SETTLE_S, 1.0)

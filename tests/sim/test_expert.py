@@ -1,0 +1,104 @@
+"""The scripted expert does the task, and its demonstrations are what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from sim.demonstrations import Demonstrator, read_demonstrations, write_demonstrations
+from sim.expert import Expert, joints_for_tip
+from sim.layout import HOME_DEG, tip_transform
+from sim.rig import InsertionRig
+from sim.task import DISTANCE_MM, Judge
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_the_expert_succeeds(seed: int) -> None:
+    rig, judge = InsertionRig(seed=seed), Judge()
+    expert = Expert(rig.config, rig.layout, rig.joints_deg)
+    verdict = judge.verdict(0.0)
+    while rig.time_s < 6.0:
+        rig.command_joints(expert.step(rig.time_s, 0.01))
+        rig.step(13)
+        verdict = judge.see(rig.read())
+    assert verdict.success
+    assert verdict.rms_mm < 0.15
+    assert verdict.force_n < 0.1
+
+
+def test_joints_are_found_for_a_tip() -> None:
+    axis, tip = tip_transform(HOME_DEG)
+    target = tip + np.array([4.0, -5.0, 3.0])
+    leaning = axis + np.array([0.05, -0.03, 0.02])
+    leaning /= np.linalg.norm(leaning)
+    joints = joints_for_tip(target, leaning, HOME_DEG)
+    has_axis, has_tip = tip_transform(joints)
+    assert has_tip == pytest.approx(target, abs=2e-3)
+    assert has_axis == pytest.approx(leaning, abs=2e-5)
+    assert joints[5] == HOME_DEG[5]
+    with pytest.raises(ValueError, match="cannot be put"):
+        joints_for_tip([5000.0, 0.0, 0.0], axis, HOME_DEG)
+
+
+@pytest.fixture(scope="module")
+def demonstrator() -> Iterator[Demonstrator]:
+    with closing(Demonstrator(("View3", "View4"), 160, 90)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("kind", ["home", "inside"])
+def test_a_demonstration_ends_where_it_should(demonstrator: Demonstrator, kind: str) -> None:
+    made = demonstrator.make(1_000_001, kind)
+    assert np.diff(made.times_s) == pytest.approx(0.01, abs=1e-6)
+    assert np.diff(made.sampled_s) == pytest.approx(2 / 1300, abs=1e-6)
+    assert made.pushed.any()
+    # Whoever is not pushed follows the tissue within the last second, but for the way back.
+    quiet = made.sampled_s > made.times_s[-1] - 1.0
+    quiet &= ~np.interp(made.sampled_s, made.times_s, made.pushed.astype(float)).astype(bool)
+    assert np.median(np.abs(made.distances_mm[quiet] - DISTANCE_MM)) < 0.2
+    _, tip = tip_transform(made.joints_deg[-1])
+    _, goal = tip_transform(made.goal_deg)
+    assert np.linalg.norm(tip - goal) < 4.0
+    for pictures in made.pictures.values():
+        assert len(pictures) == len(made.seen_s)
+        decoded = cv2.imdecode(np.frombuffer(pictures[0], np.uint8), cv2.IMREAD_COLOR)
+        assert decoded is not None
+        assert decoded.shape == (90, 160, 3)
+
+
+def test_a_seed_gives_the_same_demonstration(demonstrator: Demonstrator) -> None:
+    first, _, again = (demonstrator.make(seed, "inside") for seed in (5, 6, 5))
+    assert np.array_equal(first.joints_deg, again.joints_deg)
+    assert np.array_equal(first.distances_mm, again.distances_mm)
+    assert first.pictures == again.pictures
+
+
+def test_demonstrations_are_read_as_written(demonstrator: Demonstrator, tmp_path: Path) -> None:
+    made = [demonstrator.make(seed, kind) for seed, kind in ((1, "look"), (2, "inside"))]
+    write_demonstrations(tmp_path / "a.npz", made)
+    read = list(read_demonstrations(tmp_path / "a.npz"))
+    assert [one.seed for one in read] == [1, 2]
+    for one, other in zip(made, read, strict=True):
+        assert one.pictures == other.pictures
+        assert np.array_equal(one.joints_deg, other.joints_deg)
+        assert np.array_equal(one.pushed, other.pushed)
+    np.savez(tmp_path / "b.npz", nothing=np.zeros(3))
+    with pytest.raises(ValueError, match="no demonstrations"):
+        list(read_demonstrations(tmp_path / "b.npz"))
+
+
+def test_an_episode_may_begin_elsewhere() -> None:
+    rig = InsertionRig(seed=3)
+    inside = Expert(rig.config, rig.layout, HOME_DEG).goal_deg
+    rig.reset(3, inside)
+    assert rig.read().depth_mm > 4.0
+    rig.command_joints(inside)
+    rig.step(300)
+    assert abs(rig.force_n) < 0.05  # the wall does not throw it out
+    with pytest.raises(ValueError, match="six finite"):
+        rig.reset(3, [1.0, 2.0])
