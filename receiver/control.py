@@ -1,4 +1,4 @@
-"""Lines typed while the receiver runs: `task TEXT`, `record on`, `record off`."""
+"""Lines typed while the receiver runs: `task TEXT`, `note TEXT`, `record on`, `record off`."""
 
 from __future__ import annotations
 
@@ -31,24 +31,29 @@ class Switch(Protocol):
         ...
 
 
-def _obey(line: str, task: Latest[str], recorder: Switch) -> None:
+def _obey(line: str, task: Latest[str], note: Latest[str], recorder: Switch) -> None:
     word, _, text = line.strip().partition(" ")
     text = text.strip()
     if not word:
         return
     if word == "record" and text in ("on", "off"):
         (recorder.start if text == "on" else recorder.stop)()
-    elif word != "task" or not text:
-        known = "`task TEXT` changes the instruction, `record on` and `record off` the recording"
+    elif word not in ("task", "note") or not text:
+        known = "`task TEXT` changes the instruction, `note TEXT` is shown and logged, "
+        known += "`record on` and `record off` switch the recording"
         logger.warning("not understood: %.60r; %s", line.strip(), known)
     elif len(text) > _LONGEST:
-        logger.warning("an instruction of over %d characters is refused", _LONGEST)
+        logger.warning("a line of over %d characters is refused", _LONGEST)
+    elif word == "note":
+        shown = "".join(c if c.isprintable() else "?" for c in text)
+        note.put(shown)
+        logger.info("[NOTE] %s", shown)
     else:
         task.put(text)
         logger.info("task is now: %s", text)
 
 
-def listen(task: Latest[str], recorder: Switch, stop: threading.Event) -> None:
+def listen(task: Latest[str], note: Latest[str], recorder: Switch, stop: threading.Event) -> None:
     """Obey lines from stdin until it ends or `stop` is set."""
     try:
         source = sys.stdin.fileno()
@@ -67,4 +72,4 @@ def listen(task: Latest[str], recorder: Switch, stop: threading.Event) -> None:
         *whole, pending = (pending + data).split(b"\n")
         pending = pending[-2 * _LONGEST :]
         for line in whole:
-            _obey(line.decode("utf-8", "replace"), task, recorder)
+            _obey(line.decode("utf-8", "replace"), task, note, recorder)

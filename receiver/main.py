@@ -77,7 +77,9 @@ def main() -> int:
         before_others = this_process_first()
         run.start()
         _say_priority(before_others)
-        Worker("control", lambda: control.listen(run.task, run.recorder, stop), _ignore).start()
+        Worker(
+            "control", lambda: control.listen(run.task, run.note, run.recorder, stop), _ignore
+        ).start()
         try:
             if live:
                 _show(run)

@@ -86,6 +86,7 @@ class Runtime:
         gc.collect()
         gc.freeze()
         self.task: Latest[str] = Latest(options.task)
+        self.note: Latest[str] = Latest()
         self.at_start = AtStart()
         self.failure: str | None = None
         self.stop = stop or threading.Event()

@@ -212,6 +212,8 @@ def _footer(run: Runtime, status: ActionStatus) -> list[Text]:
         bad = run.recorder.status.failure or run.recorder.status.dropped
         out.append(Text(line.replace("Recording:", "recording"), style="yellow" if bad else ""))
     out.append(Text(f"task      {run.task.get() or run.policy.spec.task}", style="italic"))
+    if note := run.note.get():
+        out.append(Text(f"note      {note}", style="bold"))
     out += [
         Text(line, style="dim", overflow="ellipsis", no_wrap=True)
         for line in list(run.console.recent)

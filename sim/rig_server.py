@@ -29,6 +29,7 @@ from common.stopping import stopping
 from sim.layout import RigConfig
 from sim.messages import MAX_COMMAND_BYTES, Command, RigState, decode_command, encode_state
 from sim.rig import InsertionRig, Reading
+from sim.scoring import Score
 from sim.trace import Trace
 
 __all__ = ["RigServer", "ServerOptions", "main"]
@@ -37,6 +38,7 @@ _SUBSTEPS = 5  # 1300 Hz of physics, 260 Hz of states
 _SAMPLE_EVERY = 2  # the force sensor samples at 650 Hz
 _MAX_BEHIND_S = 0.1
 _REPORT_S = 5.0
+_EPISODE_S = 15.0
 # The wall clock may be set while this runs; smaller corrections stay out of the sample times.
 _CLOCK_STEP_S = 0.005
 
@@ -57,6 +59,13 @@ class ServerOptions:
     trace: Path | None = None
     # Start another episode, with the next seed, every so many seconds; 0 never does.
     episode_s: float = 0.0
+    # Judge each episode by the task: it ends with its success, with too much force, or --episode-s
+    # (15 s where that is 0) after its first command.
+    judged: bool = False
+    # How long an episode goes on after its success.
+    linger_s: float = 1.0
+    # Write each judged episode as a line of JSON.
+    score: Path | None = None
     # The rig itself.
     rig: tyro.conf.OmitArgPrefixes[RigConfig] = field(default_factory=RigConfig)
 
@@ -82,6 +91,10 @@ class RigServer:
             self._states.bind(address(options.host, options.state_port))
             self._commands.bind(address(options.host, options.command_port))
             self._trace = Trace(options.trace) if options.trace else None
+            self._score: Score | None = None
+            if options.judged:
+                limit_s = options.episode_s or _EPISODE_S
+                self._score = Score(limit_s, options.linger_s, options.score)
         except (zmq.ZMQError, OSError):
             self._context.destroy(linger=0)
             raise
@@ -130,6 +143,8 @@ class RigServer:
         self._context.destroy(linger=0)
         if self._trace:
             self._trace.close()
+        if self._score:
+            self._score.close()
 
     def _take_commands(self, monotonic_s: float) -> None:
         """Do what the commands that wait say; of those that move the arm only the newest."""
@@ -158,14 +173,17 @@ class RigServer:
                 self._do(newest)
             except ValueError:
                 self.bad_commands += 1
-        every = self.options.episode_s
+        every = 0.0 if self.options.judged else self.options.episode_s
         if every and monotonic_s - self._episode_began >= every:
             self._reset((self.rig.seed + 1) % 2**31, monotonic_s)
 
     def _do(self, command: Command) -> None:
         if command.kind == "hold" or command.values is None:
             self.rig.hold()
-        elif command.kind == "joints":
+            return
+        if self._score:
+            self._score.moved(self.rig.time_s)
+        if command.kind == "joints":
             self.rig.command_joints(command.values)
         else:
             self.rig.command_pose(command.values)
@@ -173,6 +191,8 @@ class RigServer:
     def _reset(self, seed: int, monotonic_s: float) -> None:
         self.rig.reset(seed)
         self._episode_began = monotonic_s
+        if self._score:
+            self._score.begin()
 
     def _advance(self, tick: Tick, period_s: float) -> None:
         """Simulate up to a tick's deadline and publish the state reached.
@@ -207,6 +227,9 @@ class RigServer:
         self._publish(at, reading, samples)
         if self._trace:
             self._trace.add(at, self.rig.joints_deg, reading, self.rig.episode)
+        if self._score and (over := self._score.see(reading, self.rig.episode, self.rig.seed)):
+            print(over.line(), flush=True)
+            self._reset((self.rig.seed + 1) % 2**31, tick.deadline)
 
     def _publish(
         self, at: float, reading: Reading, samples: list[tuple[float, float, float]]

@@ -308,7 +308,7 @@ class Switched:
 )
 def test_typed_lines_switch_the_recording(line: str, told: list[str]) -> None:
     switch = Switched()
-    control._obey(line, Latest(), switch)
+    control._obey(line, Latest(), Latest(), switch)
     assert switch.told == told
 
 
@@ -323,5 +323,5 @@ def test_typed_lines_switch_the_recording(line: str, told: list[str]) -> None:
 )
 def test_typed_lines_change_the_task(line: str, task: str | None) -> None:
     box: Latest[str] = Latest()
-    control._obey(line, box, Switched())
+    control._obey(line, box, Latest(), Switched())
     assert box.get() == task
