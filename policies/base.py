@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from common.wire import ActionSpace, RobotState
 
-__all__ = ["ActingPolicy", "ActionChunk", "DualRatePolicy", "Features", "PolicyError", "PolicySpec"]
+__all__ = [
+    "AT_REST",
+    "ActingPolicy",
+    "ActionChunk",
+    "DualRatePolicy",
+    "Features",
+    "PolicyError",
+    "PolicySpec",
+]
 
 Features = Any
 """Whatever `encode` returns and `act` takes; opaque to the runtime, never mutated."""
@@ -75,6 +83,10 @@ class ActionChunk:
 
     actions: NDArray[np.float32]
     delta: NDArray[np.float32]
+
+
+AT_REST = RobotState(0.0, 0.0, 0.0, (0.0,) * 6, (0.0,) * 6)
+"""A robot with its joints at zero, to run `act` once before there is one."""
 
 
 class ActingPolicy(Protocol):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.base import (
+    AT_REST,
     ActingPolicy,
     ActionChunk,
     DualRatePolicy,
@@ -120,7 +121,7 @@ def warm_up(policy: ActingPolicy, encode: Callable[[], Features]) -> None:
         previous: ActionChunk | None = None
         for samples in (spec.sensor_window // 2, spec.sensor_window):
             sensor = np.zeros((samples, spec.sensor_channels), np.float32) if samples else None
-            previous = policy.act(features, sensor, None, previous)
+            previous = policy.act(features, sensor, AT_REST, previous)
     except Exception as error:  # out of memory, an unsupported operation: anything a device may say
         what = " ".join(str(error).split())[:200]
         raise CannotRun(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.base import ActingPolicy, ActionChunk, Features, PolicyError
+from policies.base import AT_REST, ActingPolicy, ActionChunk, Features, PolicyError
 from serving.body import BodyState
 from serving.messages import Chunk, FeatureReply, Instructions, Observation, ServingError
 from serving.replies import in_one_line
@@ -87,6 +87,10 @@ class FastHalfHere:
         self.updates += 1
         return ""
 
+    def forget(self) -> None:
+        """Nothing is known any more: another episode begins."""
+        self._held = self._previous = None
+
     def age_s(self, now: float) -> float | None:
         """Age of the features; None without."""
         return None if self._held is None else now - self._held.measured_at
@@ -145,4 +149,4 @@ def _warm_up(policy: FastHalf) -> None:
     spec = policy.spec
     for samples in (spec.sensor_window // 2, spec.sensor_window, spec.sensor_window):
         window = np.zeros((max(samples, 1), spec.sensor_channels), np.float32)
-        policy.act(policy.blank(), window if spec.sensor_window else None)
+        policy.act(policy.blank(), window if spec.sensor_window else None, AT_REST)

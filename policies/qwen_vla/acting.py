@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.wire import RobotState
 from policies.base import ActionChunk, PolicyError, PolicySpec
-from policies.qwen_vla.config import PolicyConfig
+from policies.qwen_vla.config import JOINTS, PolicyConfig
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.runner import FastRunner
 
@@ -27,7 +27,7 @@ def fast_spec(config: PolicyConfig, device: torch.device, identity: str) -> Poli
         views=config.views,
         image_size=(0, 0),
         sensor_window=config.sensor.window if config.sensor else 0,
-        sensor_channels=config.sensor.channels if config.sensor else 0,
+        sensor_channels=config.sensor_channels,
         rows=config.expert.rows,
         columns=config.action.columns,
         space=config.action.space,
@@ -93,18 +93,21 @@ class FastHalf:
             features: what `encode` returned.
             sensor: (T, channels), oldest sample first, T at least 1, resampled to the trained
                 length; None with fusion `none` only.
-            robot: not used by this policy.
+            robot: where the robot is; not used where the configuration says nothing of it.
             previous: not used by this policy.
 
         Raises:
-            PolicyError: no window where one is needed, a wrong shape, or values not finite.
+            PolicyError: no window or no robot where one is needed, a wrong shape, or values not
+                finite.
         """
-        window = self._window(sensor)
-        actions, delta = self._evaluate(features, window)
-        chunk = torch.stack((actions, delta)).float().cpu().numpy()
-        if not np.isfinite(chunk).all():
+        joints = self._joints(robot)
+        delta = self._evaluate(features, self._window(sensor, joints)).float().cpu().numpy()
+        actions = delta.copy()
+        if joints is not None:
+            actions[:, :JOINTS] += joints
+        if not np.isfinite(actions).all():
             raise PolicyError("the policy gave values that are not finite: do not use the chunk")
-        return ActionChunk(actions=chunk[0], delta=chunk[1])
+        return ActionChunk(actions=actions, delta=delta)
 
     def blank(self) -> Tensor:
         """Features of nothing, to run `act` with before it is needed: the first pass is slow."""
@@ -118,27 +121,42 @@ class FastHalf:
             raise PolicyError(f"not features of a policy: {error}") from None
         return features
 
-    def _window(self, sensor: NDArray[np.float32] | None) -> Tensor | None:
-        config = self.config.sensor
-        if config is None:
+    def _joints(self, robot: RobotState | None) -> NDArray[np.float32] | None:
+        """Joint angles (6,) in degrees; None where the policy is told nothing of the robot."""
+        if self.config.robot is None:
+            return None
+        if robot is None:
+            raise PolicyError("the policy needs the robot's joint angles, and no robot was seen")
+        joints = np.array(robot.joints, dtype=np.float32)
+        if joints.shape != (JOINTS,) or not np.isfinite(joints).all():
+            raise PolicyError(f"the robot's joint angles must be {JOINTS} finite numbers")
+        return joints
+
+    def _window(
+        self, sensor: NDArray[np.float32] | None, joints: NDArray[np.float32] | None
+    ) -> Tensor | None:
+        config = self.config
+        if config.sensor is None:
             return None
         if sensor is None:
-            raise PolicyError(f"fusion {self.config.expert.fusion} needs a sensor window")
-        if sensor.ndim != 2 or sensor.shape[0] < 1 or sensor.shape[1] != config.channels:
-            raise PolicyError(
-                f"a sensor window must be (samples, {config.channels}), not {sensor.shape}"
-            )
+            raise PolicyError(f"fusion {config.expert.fusion} needs a sensor window")
+        channels = config.sensor_channels
+        if sensor.ndim != 2 or sensor.shape[0] < 1 or sensor.shape[1] != channels:
+            raise PolicyError(f"a sensor window must be (samples, {channels}), not {sensor.shape}")
         if not np.isfinite(sensor).all():
             raise PolicyError("the sensor window holds values that are not finite")
         # A copy: the window may be a view of a ring that goes on, and torch wants it writable.
-        return torch.from_numpy(np.array(sensor, dtype=np.float32)).unsqueeze(0)
+        window = np.empty((1, len(sensor), config.sensor.channels), np.float32)
+        window[0, :, :channels] = sensor
+        if joints is not None and config.robot is not None:
+            window[0, :, channels:] = (joints - config.robot.center_deg) / config.robot.span_deg
+        return torch.from_numpy(window)
 
-    def _evaluate(self, features: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Actions and delta (rows, columns)."""
+    def _evaluate(self, features: Tensor, window: Tensor | None) -> Tensor:
+        """The delta (rows, columns)."""
         if self._runner is not None:
-            delta = self._runner(features, window)
-            return delta, delta  # z is zeros
+            return self._runner(features, window)
         weight = self.fast.action_expert.pos_embed
         sensor = None if window is None else window.to(weight)
-        actions, delta = self.fast(features.to(weight), sensor)
-        return actions[0], delta[0]
+        delta: Tensor = self.fast(features.to(weight), sensor)[1]
+        return delta[0]

@@ -16,6 +16,7 @@ from policies.base import PolicyError
 __all__ = [
     "DEFAULT_BACKBONE",
     "FORMAT",
+    "JOINTS",
     "VERSION",
     "ActionConfig",
     "BackboneConfig",
@@ -23,11 +24,14 @@ __all__ = [
     "Fusion",
     "ImageConfig",
     "PolicyConfig",
+    "RobotConfig",
     "SensorConfig",
     "default_columns",
     "from_json",
     "to_json",
 ]
+
+JOINTS = 6
 
 Fusion = Literal["concat", "cross_attention", "gated", "none"]
 
@@ -39,6 +43,9 @@ DEFAULT_BACKBONE = "Qwen/Qwen2.5-VL-3B-Instruct"
 MAX_LAYERS = 128
 MAX_WIDTH = 1 << 17
 MAX_PIXELS = 1 << 24
+
+# Not in the files of older versions of this program.
+_ADDED = {"robot"}
 
 Config = TypeVar("Config")
 
@@ -82,7 +89,7 @@ class SensorConfig:
 
     Attributes:
         window: samples in the window it was trained on; another length is resampled to it.
-        channels: values in a sample: force, then the A-scan.
+        channels: values in a sample: force, then the A-scan; then the robot's joints, if any.
         conv: channels out of each convolution.
         layers: transformer encoder layers.
         heads: attention heads.
@@ -163,6 +170,31 @@ class ActionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RobotConfig:
+    """What the fast half is told of the robot, where it is told anything.
+
+    The joint angles, less `center_deg`, divided by `span_deg`, are the last six values of each
+    sample of the sensor window. The rows begin at them: `actions = z + delta` with z the joint
+    angles in every row, instead of zeros.
+
+    Attributes:
+        center_deg: joint angles that become zeros.
+        span_deg: differences from these that become ones.
+    """
+
+    center_deg: tuple[float, ...]
+    span_deg: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check the values; raises PolicyError."""
+        for name, values in (("center_deg", self.center_deg), ("span_deg", self.span_deg)):
+            if len(values) != JOINTS or not all(math.isfinite(value) for value in values):
+                raise PolicyError(f"robot.{name} must be {JOINTS} angles in degrees")
+        if not all(1e-3 <= value <= 1e6 for value in self.span_deg):
+            raise PolicyError("robot.span_deg must be within 0.001 and 1000000")
+
+
+@dataclass(frozen=True, slots=True)
 class BackboneConfig:
     """Where the vision-language backbone comes from.
 
@@ -193,6 +225,7 @@ class PolicyConfig:
         views: camera views in the order of the prompt.
         task: the instruction to use when the user gives none.
         image, sensor, expert, action, backbone: see their classes; no sensor with fusion `none`.
+        robot: see its class; None where the fast half is told nothing of the robot.
     """
 
     name: str = "qwen_vla"
@@ -203,6 +236,7 @@ class PolicyConfig:
     expert: ExpertConfig = ExpertConfig()
     action: ActionConfig = ActionConfig()
     backbone: BackboneConfig = BackboneConfig(path=DEFAULT_BACKBONE)
+    robot: RobotConfig | None = None
 
     def __post_init__(self) -> None:
         """Check the values; raises PolicyError."""
@@ -212,6 +246,18 @@ class PolicyConfig:
             raise PolicyError(f"fusion {self.expert.fusion} needs a sensor section")
         if self.expert.fusion == "none" and self.sensor is not None:
             raise PolicyError("fusion none takes no sensor: the sensor section must be null")
+        if self.robot is not None:
+            if self.sensor is None or self.sensor.channels <= JOINTS:
+                raise PolicyError("the robot's joints are part of the sensor window: there is none")
+            if self.action.space != "joint_position" or len(self.action.columns) < JOINTS:
+                raise PolicyError("rows that begin at the robot's joints are joint positions")
+
+    @property
+    def sensor_channels(self) -> int:
+        """Values in a sample of the sensor itself; 0 where there is none."""
+        if self.sensor is None:
+            return 0
+        return self.sensor.channels - (JOINTS if self.robot else 0)
 
 
 def default_columns(count: int) -> tuple[str, ...]:
@@ -243,11 +289,12 @@ def from_json(data: object) -> PolicyConfig:
 
 def _read(kind: type[Config], data: Mapping[str, Any], where: str) -> Config:
     hints = typing.get_type_hints(kind)
-    missing = sorted(set(hints) - set(data))
+    missing = sorted(set(hints) - set(data) - (_ADDED if kind is PolicyConfig else set()))
     unknown = sorted(str(key) for key in set(data) - set(hints))
     if missing or unknown:
         raise PolicyError(f"{where}: missing keys {missing}, unknown keys {unknown}")
-    return kind(**{key: _value(hint, data[key], f"{where}: {key}") for key, hint in hints.items()})
+    given = {key: hint for key, hint in hints.items() if key in data}
+    return kind(**{key: _value(hint, data[key], f"{where}: {key}") for key, hint in given.items()})
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

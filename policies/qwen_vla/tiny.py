@@ -35,7 +35,7 @@ from policies.qwen_vla.policy import QwenVlaPolicy
 from policies.qwen_vla.sensor_encoder import SensorEncoder
 from policies.qwen_vla.tokenizer import make_tokenizer
 
-__all__ = ["HARD_LIMIT", "HOME_DEG", "Calibration", "make_tiny_policy"]
+__all__ = ["HARD_LIMIT", "HOME_DEG", "Calibration", "backbone_sizes", "make_tiny_policy"]
 __all__ += ["random_picture", "random_windows"]
 
 VOCABULARY = 640
@@ -115,7 +115,7 @@ def make_tiny_policy(
     with _one_thread(), torch.inference_mode():
         generator = torch.Generator().manual_seed(seed)
         tokenizer = make_tokenizer(VOCABULARY)
-        model = Qwen2_5_VLModel(backbone_config(_backbone_sizes(tokenizer)))
+        model = Qwen2_5_VLModel(backbone_config(backbone_sizes(tokenizer)))
         sensor = SensorEncoder(SENSOR)
         expert = ActionExpert(EXPERT, SENSOR.features, len(config.action.columns))
         for module in (model, sensor, expert):
@@ -162,7 +162,8 @@ def random_windows(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
     return np.concatenate((force, scans.clip(0, 1)), axis=2).astype(np.float32)
 
 
-def _backbone_sizes(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def backbone_sizes(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+    """The sizes of a small backbone: the content of its `config.json`."""
     ids = tokenizer.convert_tokens_to_ids
     return {
         "model_type": "qwen2_5_vl",

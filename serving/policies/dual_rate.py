@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policies.base import ActionChunk, DualRatePolicy, Features, PolicyError
+from policies.base import AT_REST, ActionChunk, DualRatePolicy, Features, PolicyError
 from serving.engine_options import EngineOptions
 from serving.messages import Instructions, Observation, ServingError
 from serving.pictures import pixels_of
@@ -210,7 +210,7 @@ def _warm_up(policy: DualRatePolicy) -> None:
     features = policy.encode(black, spec.task)
     for samples in {max(spec.sensor_window // 2, 1), spec.sensor_window} - {0}:
         window = np.zeros((samples, spec.sensor_channels), np.float32)
-        policy.act(features, window if spec.sensor_window else None, None, None)
+        policy.act(features, window if spec.sensor_window else None, AT_REST, None)
 
 
 def _renamed(camera: str, instructions: Instructions) -> str:

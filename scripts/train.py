@@ -1,0 +1,99 @@
+"""Train the small policy from nothing, or fine-tune the fast half of a checkpoint.
+
+    python scripts/demonstrate.py --out runs/demonstrations
+    python scripts/train.py --data runs/demonstrations --out runs/policy
+
+    python scripts/train.py --data SESSIONS --checkpoint qwen_vla_sensor_best.pt --out runs/tuned
+
+Stopped at any moment, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common import cli
+from common.session import SessionError
+
+__all__ = ["TrainOptions", "main"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a policy on demonstrations or recorded sessions."""
+
+    data: tuple[Path, ...] = (Path("runs/demonstrations"),)
+    """Folders: files of scripts/demonstrate.py, sessions, or folders of sessions."""
+    out: Path = Path("runs/policy")
+    """Folder for the checkpoint."""
+    work: Path = Path("runs/training")
+    """Folder for what training goes on from, its figures and its picture."""
+    checkpoint: Path | None = None
+    """Fine-tune the fast half of this one, its slow half as it is. Default: train from nothing."""
+    backbone: str | None = None
+    """Hugging Face folder or id of the backbone, for a checkpoint that does not hold it."""
+    views: tuple[str, ...] = ("View3", "View4")
+    """The cameras that a policy trained from nothing looks through."""
+    rows: int = 16
+    """Rows of a chunk of a policy trained from nothing, 0.1 s apart."""
+    look_steps: int = 8000
+    """Steps of the first stage: the slow half learns to see where episodes end."""
+    act_steps: int = 8000
+    """Steps of the second stage: the fast half learns to act."""
+    look_rate: float = 1e-3
+    """Highest learning rate of the first stage."""
+    act_rate: float = 1e-3
+    """Highest learning rate of the second stage; for fine-tuning a tenth of it is usual."""
+    batch: int = 32
+    """Samples in a batch."""
+    kept: float = 0.08
+    """Share of the episodes that is not trained on, to judge by."""
+    lag_s: float = 0.012
+    """By how much the arm is behind its targets: rows ask for where it was so much later."""
+    tool_mm: tuple[float, float, float] = (0.0, 0.0, 70.0)
+    """The tool's tip in the flange's frame: errors count by what they do there."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N."""
+    threads: int = 0
+    """Threads of PyTorch on the CPU; 0: one for each core."""
+    seed: int = 0
+    """Of the weights to begin with."""
+
+    def __post_init__(self) -> None:
+        """ValueError for numbers that make no sense."""
+        if min(self.look_steps, self.act_steps) < 1 or not 1 <= self.batch <= 4096:
+            raise ValueError("steps and batch must be at least 1, batch at most 4096")
+        if not 1 <= self.rows <= 1024:
+            raise ValueError(f"--rows must be within 1 and 1024, not {self.rows}")
+        if not 0 < self.kept < 0.5:
+            raise ValueError(f"--kept must be above 0 and below 0.5, not {self.kept}")
+        if not (0 < self.look_rate <= 1 and 0 < self.act_rate <= 1):
+            raise ValueError("learning rates must be above 0 and at most 1")
+
+
+def main() -> int:
+    """Train; the exit code."""
+    options = cli.parse(TrainOptions)
+    from policies.base import PolicyError
+    from scripts.training.run import CannotTrain, train
+
+    try:
+        for line in train(options):
+            print(line, flush=True)
+    except (PolicyError, SessionError, CannotTrain, ValueError) as error:
+        cli.fail(" ".join(str(error).split()))
+    except OSError as error:
+        cli.fail(f"{error.filename or options.work}: {error.strerror}")
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from {options.work}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

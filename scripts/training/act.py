@@ -1,0 +1,223 @@
+"""Second stage: the fast half learns to act, on features that the slow half gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from policies.qwen_vla.action_expert import ActionExpert
+from policies.qwen_vla.config import JOINTS, PolicyConfig
+from policies.qwen_vla.sensor_encoder import SensorEncoder
+from scripts.training.errors import TipMetric
+from scripts.training.look import Schedule, load_state, save_state
+from scripts.training.traces import Trace
+
+__all__ = ["ActTrainer", "Batch", "Episodes"]
+
+# The features of a policy at work are as old as this at most, or the output is on hold.
+_OLDEST_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the fast half gets at some ticks, and what the expert did.
+
+    Attributes:
+        features: (B, D).
+        windows: (B, T, channels) with the robot's joints, where the policy takes them.
+        start_deg: (B, 6) joint angles that the rows begin at.
+        rows_deg: (B, H, 6) joint angles as they came to be.
+        valid: (B, H) whether a row is an example.
+    """
+
+    features: Tensor
+    windows: Tensor
+    start_deg: Tensor
+    rows_deg: Tensor
+    valid: Tensor
+
+
+class Episodes:
+    """Draws ticks of traces at random, each with features of a look at an earlier moment.
+
+    How long before is random: the policy is used with features that are fresh and with such that
+    are two seconds old, and must not care.
+
+    Args:
+        config: of the policy.
+        traces: what to draw from.
+        features: (looks, D) of the slow half.
+        trace_of: (looks,) which trace each look is of.
+        seen_s: (looks,) when in it.
+        lag_s: by how much the arm is behind its targets: rows are where it was so much later.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        traces: Sequence[Trace],
+        features: Tensor,
+        trace_of: NDArray[np.int64],
+        seen_s: NDArray[np.float64],
+        lag_s: float,
+    ) -> None:
+        self._config, self._traces, self._features = config, traces, features
+        self._lag_s = lag_s
+        looks: list[list[tuple[float, int]]] = [[] for _ in traces]
+        for look, (number, at_s) in enumerate(zip(trace_of, seen_s, strict=True)):
+            looks[number].append((float(at_s), look))
+        self._looks = looks
+        self._usable = [n for n, trace in enumerate(traces) if trace.moves and looks[n]]
+        if not self._usable:
+            raise ValueError("there is nothing to learn acting from: no trace moves")
+        spans = np.array([traces[n].times_s[-1] for n in self._usable])
+        self._weights = spans / spans.sum()
+
+    def draw(self, size: int, rng: np.random.Generator) -> Batch:
+        """A batch of ticks."""
+        parts = [self._tick(rng) for _ in range(size)]
+        looks, windows, starts, rows, valid = zip(*parts, strict=True)
+        return Batch(
+            self._features[list(looks)],
+            torch.from_numpy(np.stack(windows)),
+            torch.from_numpy(np.stack(starts)),
+            torch.from_numpy(np.stack(rows)),
+            torch.from_numpy(np.stack(valid)),
+        )
+
+    def _tick(
+        self, rng: np.random.Generator
+    ) -> tuple[
+        int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]
+    ]:
+        config = self._config
+        while True:
+            number = self._usable[rng.choice(len(self._usable), p=self._weights)]
+            trace = self._traces[number]
+            last = trace.times_s[-1] - config.action.dt - self._lag_s
+            at_s = float(rng.uniform(trace.first_s, max(last, trace.first_s)))
+            # The moment a push ends is worth most: what follows is the way back.
+            if not trace.pushed[_place(trace.times_s, at_s)]:
+                break
+        fresh = [look for seen, look in self._looks[number] if at_s - _OLDEST_S <= seen <= at_s]
+        before = [look for seen, look in self._looks[number] if seen <= at_s]
+        look = int(rng.choice(fresh or before[-1:] or [self._looks[number][0][1]]))
+        joints = _at(trace, np.array([at_s]))[0]
+        steps = np.arange(1, config.expert.rows + 1, dtype=np.float64)
+        due = np.asarray(at_s + self._lag_s + config.action.dt * steps, dtype=np.float64)
+        rows = _at(trace, due)
+        ends = trace.times_s[-1]
+        pushes = trace.times_s[trace.pushed & (trace.times_s > at_s)]
+        if len(pushes):
+            ends = min(ends, pushes[0])
+        return look, self._window(trace, at_s, joints, rng), joints, rows, due <= ends + 1e-9
+
+    def _window(
+        self, trace: Trace, at_s: float, joints: NDArray[np.float32], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        config = self._config
+        assert config.sensor is not None
+        channels = config.sensor_channels
+        window = np.empty((config.sensor.window, config.sensor.channels), np.float32)
+        given = trace.window(at_s, config.sensor.window, rng)
+        window[:, :channels] = _as_long(given, config.sensor.window)
+        if config.robot is not None:
+            window[:, channels:] = (joints - config.robot.center_deg) / config.robot.span_deg
+        return window
+
+
+def _as_long(window: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """The window, its first sample repeated where it is too short."""
+    if len(window) >= samples:
+        return window
+    return np.concatenate((np.repeat(window[:1], samples - len(window), axis=0), window))
+
+
+def _place(times: NDArray[np.float64], at_s: float) -> int:
+    return min(max(int(np.searchsorted(times, at_s, side="right")) - 1, 0), len(times) - 1)
+
+
+def _at(trace: Trace, moments: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Joint angles (N, 6) at some moments, between those measured."""
+    columns = [np.interp(moments, trace.times_s, trace.joints_deg[:, j]) for j in range(JOINTS)]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+class ActTrainer(nn.Module):
+    """The fast parts, trainable.
+
+    The heads are as the checkpoint has them; a gripper column, where there is one, stays at zero.
+    """
+
+    def __init__(self, config: PolicyConfig, sensor: SensorEncoder, expert: ActionExpert) -> None:
+        super().__init__()
+        self.config, self.sensor, self.expert = config, sensor, expert
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Rows (B, H, 6) in degrees."""
+        _, delta = self.expert(batch.features.unsqueeze(1), self.sensor(batch.windows))
+        rows: Tensor = delta[..., :JOINTS]
+        start = batch.start_deg.unsqueeze(1)
+        if self.config.action.space == "joint_delta":
+            return start + rows.cumsum(dim=1)
+        return start + rows if self.config.robot is not None else rows
+
+    def learn(
+        self,
+        episodes: Episodes,
+        kept: Sequence[Batch],
+        schedule: Schedule,
+        metric: TipMetric,
+        path: Path,
+        report: Callable[[int, dict[str, float]], None],
+        every: int = 250,
+    ) -> None:
+        """Train from where `path` was left; a report every so many steps."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, schedule.rate, weight_decay=schedule.decay)
+        begin = load_state(path, self, optimizer)
+        # Each row's part in the loss: what comes soon is executed most often.
+        share = 1.0 / torch.sqrt(1.0 + torch.arange(self.config.expert.rows))
+        running, since, began = 0.0, begin, time.monotonic()
+        for step in range(begin, schedule.steps):
+            self.train()
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.at(step)
+            batch = episodes.draw(schedule.batch, np.random.default_rng((step, 0xAC7)))
+            length = metric(self(batch) - batch.rows_deg).square().sum(dim=2)
+            weights = share * batch.valid
+            loss = (torch.sqrt(length + 0.01) * weights).sum() / weights.sum()
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            running += loss.item()
+            if (step + 1) % every == 0 or step + 1 == schedule.steps:
+                save_state(path, self, optimizer, step + 1)
+                seconds = time.monotonic() - began
+                figures = {"loss": running / (step + 1 - since), **self.judge(kept, metric)}
+                figures["samples_per_s"] = (step + 1 - since) * schedule.batch / seconds
+                report(step + 1, figures)
+                running, since, began = 0.0, step + 1, time.monotonic()
+
+    @torch.no_grad()
+    def judge(self, kept: Sequence[Batch], metric: TipMetric) -> dict[str, float]:
+        """Median distance in mm from where the tip should be: first row, and all rows."""
+        self.eval()
+        first, every = [], []
+        for batch in kept:
+            distance = metric(self(batch) - batch.rows_deg)[..., :3].norm(dim=2)
+            first.append(distance[:, 0][batch.valid[:, 0]])
+            every.append(distance[batch.valid])
+        return {
+            "first_mm": float(torch.cat(first).median()),
+            "first_mm_p95": float(torch.cat(first).quantile(0.95)),
+            "rows_mm": float(torch.cat(every).median()),
+        }

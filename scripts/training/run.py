@@ -1,0 +1,192 @@
+"""The two stages of training, one after the other, each from where it was left."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from policies.qwen_vla import load_policy, save_policy
+from policies.qwen_vla.config import PolicyConfig
+from policies.qwen_vla.images import PatchShape
+from policies.qwen_vla.policy import QwenVlaPolicy
+from scripts.training.act import ActTrainer, Batch, Episodes
+from scripts.training.errors import TipMetric
+from scripts.training.look import LookTrainer, Schedule
+from scripts.training.looks import Looks, collect_looks
+from scripts.training.record import Record, draw
+from scripts.training.small import make_small, without_dropout
+from scripts.training.traces import Trace, read_traces
+
+if TYPE_CHECKING:
+    from scripts.train import TrainOptions
+
+__all__ = ["CannotTrain", "train"]
+
+_JUDGED_BATCHES = 8
+
+
+class CannotTrain(Exception):
+    """The data or the checkpoint does not allow it; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Traces to train on, and to judge by."""
+
+    learned: list[Trace]
+    kept: list[Trace]
+
+
+def train(options: TrainOptions) -> Iterator[str]:
+    """Train, and write the checkpoint; gives lines for a person to read."""
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.checkpoint is None:
+        yield from _train_small(options)
+    else:
+        yield from _fine_tune(options)
+    picture = options.work / "training.png"
+    draw(options.work, picture)
+    yield f"picture  {picture}"
+
+
+def _split(traces: Sequence[Trace], share: float) -> _Split:
+    """By a digest of the episode, so that it stays where it is when others come in."""
+    learned: list[Trace] = []
+    kept: list[Trace] = []
+    for trace in traces:
+        digest = hashlib.sha256(trace.joints_deg.tobytes() + trace.goal_deg.tobytes()).digest()
+        (kept if digest[0] < 256 * share else learned).append(trace)
+    if not learned or not kept or not any(trace.moves for trace in kept):
+        raise CannotTrain(
+            f"{len(traces)} episodes are too few to train on some and judge by others"
+        )
+    return _Split(learned, kept)
+
+
+def _goals(traces: Sequence[Trace]) -> Tensor:
+    return torch.tensor(np.array([trace.goal_deg for trace in traces]), dtype=torch.float32)
+
+
+def _train_small(options: TrainOptions) -> Iterator[str]:
+    split = _split(read_traces(options.data, options.views), options.kept)
+    yield f"{len(split.learned)} episodes to learn from, {len(split.kept)} to judge by"
+    goals = _goals(split.learned)
+    small = make_small(options.views, goals, options.rows, options.seed)
+    config = small.config
+    metric = TipMetric(goals.mean(dim=0).numpy(), options.tool_mm)
+    shape = PatchShape()
+    looks, judged = (collect_looks(part, config, shape) for part in (split.learned, split.kept))
+    yield f"{len(looks.levels)} looks to learn from"
+    assert config.robot is not None
+    look = LookTrainer(
+        small.slow(),
+        config.expert.vl_features,
+        torch.tensor(config.robot.center_deg),
+        torch.tensor(config.robot.span_deg),
+    )
+    schedule = Schedule(options.look_steps, options.batch, options.look_rate)
+    with Record(options.work, "look", options.look_steps) as record:
+        look.learn(looks, judged, schedule, metric, options.work / "look.pt", record)
+    yield from _act(
+        options,
+        config,
+        split,
+        ActTrainer(config, small.sensor, small.expert),
+        (look.features(looks), look.features(judged)),
+        (looks, judged),
+        metric,
+    )
+    save_policy(small.policy(), options.out)
+    yield f"checkpoint  {options.out}"
+
+
+def _fine_tune(options: TrainOptions) -> Iterator[str]:
+    assert options.checkpoint is not None
+    policy = load_policy(
+        options.checkpoint, device=options.device, backbone=options.backbone, keep_plain=True
+    )
+    config = policy.config
+    if config.sensor is None:
+        raise CannotTrain(f"{options.checkpoint}: without a sensor there is no fast half to train")
+    if config.action.space == "pose_delta":
+        raise CannotTrain(f"{options.checkpoint}: gives poses; sessions hold examples of joints")
+    split = _split(read_traces(options.data, config.views), options.kept)
+    yield f"{len(split.learned)} episodes to learn from, {len(split.kept)} to judge by"
+    metric = TipMetric(_goals(split.learned).mean(dim=0).numpy(), options.tool_mm)
+    fast = policy.fast
+    assert fast.sensor_encoder is not None
+    for module in (fast.sensor_encoder, fast.action_expert):
+        module.requires_grad_(True)
+        without_dropout(module)
+    seen = tuple(_encoded(policy, part) for part in (split.learned, split.kept))
+    yield f"{len(seen[0][1].trace)} looks to learn from"
+    yield from _act(
+        options,
+        config,
+        split,
+        ActTrainer(config, fast.sensor_encoder, fast.action_expert),
+        (seen[0][0], seen[1][0]),
+        (seen[0][1], seen[1][1]),
+        metric,
+    )
+    for module in (fast.sensor_encoder, fast.action_expert):
+        module.eval().requires_grad_(False)
+    save_policy(policy, options.out)
+    yield f"checkpoint  {options.out}"
+
+
+def _encoded(policy: QwenVlaPolicy, traces: Sequence[Trace]) -> tuple[Tensor, Looks]:
+    """Features of all looks by the policy's own slow half."""
+    features, numbers, times = [], [], []
+    for number, trace in enumerate(traces):
+        for place, seen_s in enumerate(trace.seen_s):
+            pictures = {view: _decoded(trace.pictures[view][place]) for view in policy.config.views}
+            features.append(policy.encode(pictures, policy.config.task)[0, 0].float().cpu())
+            numbers.append(number)
+            times.append(seen_s)
+    looks = Looks(torch.empty(0), _goals(traces), np.array(numbers), np.array(times))
+    return torch.stack(features), looks
+
+
+def _decoded(jpeg: bytes) -> NDArray[np.uint8]:
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise CannotTrain("a picture is no JPEG: scripts/validate_session.py finds it")
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _act(
+    options: TrainOptions,
+    config: PolicyConfig,
+    split: _Split,
+    trainer: ActTrainer,
+    features: tuple[Tensor, Tensor],
+    looks: tuple[Looks, Looks],
+    metric: TipMetric,
+) -> Iterator[str]:
+    """The second stage."""
+    episodes, judged = (
+        Episodes(config, traces, given.clone(), seen.trace, seen.seen_s, options.lag_s)
+        for traces, given, seen in zip((split.learned, split.kept), features, looks, strict=True)
+    )
+    kept = _drawn(judged, options.batch)
+    schedule = Schedule(options.act_steps, options.batch, options.act_rate)
+    with Record(options.work, "act", options.act_steps) as record:
+        trainer.learn(episodes, kept, schedule, metric, options.work / "act.pt", record)
+    figures = trainer.judge(kept, metric)
+    yield ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+def _drawn(episodes: Episodes, size: int) -> list[Batch]:
+    rng = np.random.default_rng(0)
+    return [episodes.draw(size, rng) for _ in range(_JUDGED_BATCHES)]
