@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from common import cli, endpoints
 from scripts.processes import Program, start, stop_all, wait_for_any
+from scripts.scoreboard import Scoreboard, read_score
 from senders.drivers import DriverError
 from sim.model import RigConfig, build_model
 from sim.rendering import RigRenderer
@@ -38,8 +40,8 @@ class DemoOptions:
     """Seconds of inference."""
     seed: int = 0
     """Where the port in the eye phantom is."""
-    checkpoint: Path = Path("runs/tiny-checkpoint")
-    """The policy; the small one (random weights) is made when nothing is there."""
+    checkpoint: Path = Path("assets/insertion-policy")
+    """The policy; where nothing is there, a small one with random weights is made."""
     vl_reuse: int = 4
     """Actions a vision-language feature serves."""
     action_hz: float = 10.0
@@ -54,6 +56,10 @@ class DemoOptions:
     """Added to every port, so that two demos can run at once."""
     plain: bool = False
     """Plain lines instead of the live view."""
+    expert: bool = False
+    """The scripted expert drives instead; what the policy would do is only shown."""
+    save_data: bool = False
+    """Record the session, or sessions: scripts/train.py learns from them."""
     check: bool = False
     """End with code 1 when a figure misses its goal."""
 
@@ -67,11 +73,16 @@ def main() -> int:
     ensure_checkpoint(options.checkpoint)
     rest: list[Program] = []
     receiver: Program | None = None
+    board: Scoreboard | None = None
     failed = False
     try:
         rest.append(_start_rig(options, folder))
         rest += _start_senders(options, folder)
+        if options.expert:
+            rest.append(_start_expert(options, folder))
         receiver = _start_receiver(options, folder)
+        assert receiver.process.stdin is not None
+        board = Scoreboard(folder / "score.jsonl", receiver.process.stdin)
         first = wait_for_any([receiver, *rest], options.duration + _START_S)
         if first is not receiver:
             failed = True
@@ -85,6 +96,8 @@ def main() -> int:
     finally:
         # The receiver first: the robot hears that it is over while its side still listens.
         trouble = stop_all([*([receiver] if receiver else []), *rest[::-1]])
+        if board is not None:
+            board.close()
     for line in trouble:
         out.print(f"[red]{line}[/red]")
     missed = _show(folder, options.seed, out)
@@ -139,14 +152,16 @@ def _start_rig(options: DemoOptions, folder: Path) -> Program:
     arguments = ["sim/rig_server.py", "--seed", str(options.seed)]
     arguments += ["--state-port", str(endpoints.RIG_STATE.port + options.port_offset)]
     arguments += ["--command-port", str(endpoints.RIG_COMMAND.port + options.port_offset)]
-    arguments += ["--trace", str(folder / "rig.csv")]
+    arguments += ["--trace", str(folder / "rig.csv"), "--judged"]
+    arguments += ["--score", str(folder / "score.jsonl")]
     return start("rig", arguments, folder / "rig.log")
 
 
 def _start_senders(options: DemoOptions, folder: Path) -> list[Program]:
     offset = options.port_offset
     state, command = (e.port + offset for e in (endpoints.RIG_STATE, endpoints.RIG_COMMAND))
-    robot = ["senders/robot_sender.py", "--robot", "on", "--driver", "sim", "--accept-actions"]
+    robot = ["senders/robot_sender.py", "--robot", "on", "--driver", "sim"]
+    robot += [] if options.expert else ["--accept-actions"]
     robot += ["--port", str(endpoints.ROBOT.port + offset)]
     robot += ["--action-port", str(endpoints.ACTION.port + offset)]
     robot += ["--time-port", str(endpoints.TIME.port + offset)]
@@ -172,26 +187,48 @@ def _start_senders(options: DemoOptions, folder: Path) -> list[Program]:
     ]
 
 
+def _start_expert(options: DemoOptions, folder: Path) -> Program:
+    arguments = ["sim/pilot.py"]
+    arguments += ["--state-port", str(endpoints.RIG_STATE.port + options.port_offset)]
+    arguments += ["--command-port", str(endpoints.RIG_COMMAND.port + options.port_offset)]
+    return start("expert", arguments, folder / "expert.log")
+
+
 def _start_receiver(options: DemoOptions, folder: Path) -> Program:
     arguments = ["receiver/main.py", "--checkpoint", str(options.checkpoint)]
     arguments += ["--vl-reuse", str(options.vl_reuse), "--action-hz", str(options.action_hz)]
     arguments += ["--duration", str(options.duration), "--output-dir", str(folder)]
     arguments += ["--summary", str(folder / "summary.json")]
+    arguments += ["--save-data"] if options.save_data else []
     for name in ("camera", "robot", "sensor", "action", "time"):
         port = getattr(endpoints, name.upper()).port + options.port_offset
         arguments += [f"--ports.{name}", str(port)]
-    return start("receiver", [*arguments, *(["--plain"] if options.plain else [])])
+    return start("receiver", [*arguments, *(["--plain"] if options.plain else [])], typed=True)
 
 
-def _goals(summary: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+# Between two episodes the output is on hold, as it should be.
+_BETWEEN_EPISODES = {"episode ended", "no features yet"}
+
+
+def _goals(
+    summary: dict[str, Any], score: list[dict[str, Any]]
+) -> list[tuple[str, str, str, bool]]:
     """Name, figure, goal and whether it is met."""
     hz, views = summary["action_hz_wanted"], summary["frames_hz"]
     slowest = min(views.values()) if views else 0.0
     late = summary["action_lateness_ms_p99"]
     malformed = sum(sum(reasons.values()) for reasons in summary["malformed"].values())
-    holds = sum(summary["holds"].values())
+    holds = sum(n for why, n in summary["holds"].items() if why not in _BETWEEN_EPISODES)
+    errors = [entry["rms_mm"] for entry in score if entry["success"]]
+    error = f", {statistics.median(errors):.2f} mm RMS" if errors else ""
     age = summary["feature_age_ms_p50"]
     rows = [
+        (
+            "episodes that succeeded",
+            f"{len(errors)} of {len(score)}{error}",
+            "",
+            True,
+        ),
         (
             "actions",
             f"{summary['action_hz']:.2f} Hz",
@@ -228,7 +265,7 @@ def _goals(summary: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         ),
         ("sensor samples lost", str(summary["sensor_lost"]), "0", summary["sensor_lost"] == 0),
         ("malformed messages", str(malformed), "0", malformed == 0),
-        ("holds after start-up", str(holds), "0", holds == 0),
+        ("holds within episodes", str(holds), "0", holds == 0),
         (
             "memory now / peak",
             f"{summary['rss_mb_end']:.0f} / {summary['peak_rss_mb']:.0f} MB",
@@ -246,7 +283,7 @@ def _show(folder: Path, seed: int, out: Console) -> bool:
         out.print("[red]the receiver left no summary[/red]")
         return True
     summary = json.loads(path.read_text())
-    rows = _goals(summary)
+    rows = _goals(summary, read_score(folder / "score.jsonl"))
     table = Table(title=f"dualrate demo, {summary['duration_s']:.0f} s", title_style="bold")
     for name in ("", "measured", "goal", ""):
         table.add_column(name)

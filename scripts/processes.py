@@ -42,14 +42,18 @@ def _end_with_parent() -> None:
     die_with_parent(signal.SIGTERM)
 
 
-def start(name: str, arguments: Sequence[str], log: Path | None = None) -> Program:
+def start(
+    name: str, arguments: Sequence[str], log: Path | None = None, *, typed: bool = False
+) -> Program:
     """Start `python ARGUMENTS…` from the repository's root; output to `log` or the terminal.
 
-    A program with a log is out of reach of the terminal's Ctrl+C: whoever started it ends it.
+    With `typed`, one with the terminal gets its input from `process.stdin` instead. A program with
+    a log is out of reach of the terminal's Ctrl+C: whoever started it ends it.
     """
     command = [sys.executable, *arguments]
     if log is None:
-        return Program(name, subprocess.Popen(command, cwd=ROOT))
+        source = subprocess.PIPE if typed else None
+        return Program(name, subprocess.Popen(command, cwd=ROOT, stdin=source))
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

@@ -18,14 +18,17 @@ from matplotlib.axes import Axes
 from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
+from scripts.scoreboard import read_score
 from senders.drivers import DriverError
 from sim.layout import RigConfig
 from sim.rendering import RigRenderer
 from sim.rig import InsertionRig
+from sim.task import DISTANCE_MM
 
 __all__ = ["draw_report"]
 
 _INK, _SLOW, _FAST, _WARM, _SOFT = "#22303c", "#8e5ea2", "#2a78b5", "#d1603d", "#c9d3db"
+_GOOD = "#2e8b57"
 _TIMELINE_S = 4.0
 
 
@@ -35,6 +38,7 @@ class _Run:
     actions: list[dict[str, Any]]
     trace: dict[str, NDArray[np.float64]]
     start: float
+    score: list[dict[str, Any]]
 
 
 def _load(folder: Path) -> _Run:
@@ -46,7 +50,7 @@ def _load(folder: Path) -> _Run:
     with (folder / "rig.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     trace = {key: np.array([float(row[key]) for row in rows]) for key in (rows[0] if rows else ())}
-    return _Run(summary, actions, trace, actions[0]["deadline"])
+    return _Run(summary, actions, trace, actions[0]["deadline"], read_score(folder / "score.jsonl"))
 
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:
@@ -114,12 +118,39 @@ def _lateness(axes: Axes, run: _Run) -> None:
     _style(axes, "How late each tick began", "ms after its deadline", "actions")
 
 
+def _episodes(axes: Axes, run: _Run, time: NDArray[np.float64]) -> None:
+    """Mark where each judged episode ended, and how."""
+    for episode in run.score:
+        own = time[run.trace["episode"] == episode["number"]]
+        if not len(own) or own[-1] < 0:
+            continue
+        color = _GOOD if episode["success"] else _WARM
+        axes.axvline(own[-1], color=color, linewidth=1.2)
+        axes.text(
+            own[-1],
+            1.0,
+            "✓" if episode["success"] else "✗",
+            color=color,
+            ha="right",
+            va="top",
+            fontweight="bold",
+            transform=axes.get_xaxis_transform(),
+        )
+
+
 def _contact(axes: Axes, run: _Run) -> None:
     time = run.trace["wall_time"] - run.start
     shown = (time >= 0) & (time <= run.summary["duration_s"])
     axes.plot(time[shown], run.trace["distance_mm"][shown], color=_FAST, linewidth=1.2)
     axes.axhline(0, color=_SOFT, linewidth=1)
-    _style(axes, "At the needle's tip", "seconds", "distance to tissue, mm")
+    axes.axhline(DISTANCE_MM, color=_SOFT, linewidth=1, linestyle="--")
+    _episodes(axes, run, time)
+    _style(
+        axes,
+        "At the needle's tip (dashed: where it should be)",
+        "seconds",
+        "distance to tissue, mm",
+    )
     axes.yaxis.label.set_color(_FAST)
     axes.margins(x=0.01)
     force = axes.twinx()
@@ -155,9 +186,9 @@ def _headline(run: _Run) -> str:
 
 def _final_views(run: _Run, seed: int) -> list[tuple[str, NDArray[np.uint8]]]:
     """What the five cameras see at the end of the run: the rig is put there and drawn again."""
+    joints = [run.trace[f"j{index}"][-1] for index in range(1, 7)]
     rig = InsertionRig(RigConfig(), seed)
-    rig.command_joints([run.trace[f"j{index}"][-1] for index in range(1, 7)])
-    rig.step(2 * round(RigConfig().physics_hz))
+    rig.reset(seed + int(run.trace["episode"][-1]), joints)
     try:
         with RigRenderer(rig.model, 640, 360) as renderer:
             pictures = renderer.render(rig.data)
@@ -189,6 +220,9 @@ def draw_report(folder: Path, seed: int) -> Path:
     top = 0.662 if views else 0.86
     grid = GridSpec(2, 30, figure, **sides, top=top, bottom=0.07, hspace=0.42, wspace=2.0)
     title = f"dualrate on the simulated insertion rig: {run.summary['duration_s']:.0f} s"
+    if run.score:
+        succeeded = sum(entry["success"] for entry in run.score)
+        title += f", {succeeded} of {len(run.score)} episodes succeeded"
     figure.text(0.06, 0.955, title, fontsize=18, fontweight="bold")
     figure.text(0.06, 0.922, _headline(run), fontsize=10.5)
     figure.text(
