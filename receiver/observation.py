@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,12 @@ from receiver.inputs import (
     StoredStatus,
 )
 
-__all__ = ["Observation", "Observer", "interpolated"]
+__all__ = ["Observation", "Observer", "interpolated", "with_speeds"]
 
 _LARGEST_GAP_S = 0.1
 """Between states further apart nobody knows what the robot did: ten periods of the usual rate."""
+_SPEED_S = 0.05
+"""Speeds are told over this long: less than a tick, and long enough not to be a sensor's noise."""
 _LARGEST_TURN_DEG = 45.0
 """An Euler angle that changes more between two states did not turn: near a gimbal lock the same
 attitude has other angles."""
@@ -148,11 +150,22 @@ class Observer:
 
     def _robot(self, at: float) -> StoredState | None:
         before, after = self.robot.newest.around(at)
-        if before is None or after is None:
-            return before  # nothing is said of what comes after the newest
-        if after.sampled_at - before.sampled_at > _LARGEST_GAP_S:
-            return before
-        return interpolated(before, after, at)
+        if before is None:
+            return None
+        # Nothing is said of what comes after the newest.
+        apart = after is None or after.sampled_at - before.sampled_at > _LARGEST_GAP_S
+        seen = before if apart or after is None else interpolated(before, after, at)
+        return with_speeds(seen, self.robot.newest.as_of(seen.sampled_at - _SPEED_S))
+
+
+def with_speeds(seen: StoredState, earlier: StoredState | None) -> StoredState:
+    """The state with its joint speeds, told from an earlier one; as it is where that is too old."""
+    span_s = seen.sampled_at - earlier.sampled_at if earlier is not None else math.inf
+    if earlier is None or not 0 < span_s <= _LARGEST_GAP_S:
+        return seen
+    pairs = zip(seen.state.joints, earlier.state.joints, strict=True)
+    speeds = tuple((now_deg - then_deg) / span_s for now_deg, then_deg in pairs)
+    return replace(seen, state=replace(seen.state, speeds=speeds))
 
 
 def interpolated(before: StoredState, after: StoredState, at: float) -> StoredState:

@@ -6,7 +6,7 @@ six joints with the gripper last. A client names its values as LeRobot does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from serving.messages import Observation, ServingError
 __all__ = ["StatePlaces", "check_space", "joint_targets"]
 
 _JOINTS, _POSE = 6, 6
+# Two states tell speeds when they are so far apart: noise below, another motion above.
+_SPEED_S = (0.01, 0.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,19 @@ class StatePlaces:
             tuple(float(state[n]) for n in self.joints),
             tuple(float(state[n]) for n in self.pose) if self.pose else (0.0,) * _POSE,
         )
+
+    def moving_state(
+        self, observation: Observation, before: RobotState | None
+    ) -> RobotState | None:
+        """As `robot_state`, with joint speeds where the state before it was just before."""
+        state = self.robot_state(observation)
+        if state is None or before is None:
+            return state
+        span_s = state.origin_timestamp - before.origin_timestamp
+        if not _SPEED_S[0] <= span_s <= _SPEED_S[1]:
+            return state
+        pairs = zip(state.joints, before.joints, strict=True)
+        return replace(state, speeds=tuple((a - b) / span_s for a, b in pairs))
 
     def action_names(self, columns: int) -> tuple[str, ...]:
         """The client's names of action columns: its joints, and its gripper where it has one.

@@ -39,6 +39,8 @@ class RobotState:
         force: newtons; a placeholder (0.0) on today's rigs.
         joints: six joint angles in degrees.
         pose: x, y, z in mm, then mobile XYZ Euler angles in degrees.
+        speeds: six joint speeds in degrees a second, empty where they are not known. Not on the
+            wire: whoever receives states tells them from two.
     """
 
     origin_timestamp: float
@@ -46,6 +48,7 @@ class RobotState:
     force: float
     joints: tuple[float, ...]
     pose: tuple[float, ...]
+    speeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,18 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from common.wire import RobotState
 from policies.base import ActionChunk, PolicyError, PolicySpec
-from policies.qwen_vla.config import JOINTS, PolicyConfig
+from policies.qwen_vla.config import JOINTS, PolicyConfig, RobotConfig
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.runner import FastRunner
 
-__all__ = ["FastHalf", "count", "fast_spec"]
+__all__ = ["FastHalf", "count", "fast_spec", "told_of"]
 
 
 def fast_spec(config: PolicyConfig, device: torch.device, identity: str) -> PolicySpec:
@@ -42,6 +42,18 @@ def fast_spec(config: PolicyConfig, device: torch.device, identity: str) -> Poli
 def count(parameters: Iterable[Tensor]) -> int:
     """How many values there are in all."""
     return sum(parameter.numel() for parameter in parameters)
+
+
+def told_of(
+    config: RobotConfig, joints_deg: ArrayLike, speeds_deg_s: ArrayLike
+) -> NDArray[np.float32]:
+    """What a policy is told of a robot: (channels,), for (6,) angles and (6,) or no speeds."""
+    told = (np.asarray(joints_deg, np.float64) - config.center_deg) / config.span_deg
+    if config.speed_deg_s:
+        speeds = np.asarray(speeds_deg_s, np.float64)
+        known = speeds.shape == (JOINTS,) and np.isfinite(speeds).all()
+        told = np.append(told, speeds / config.speed_deg_s if known else np.zeros(JOINTS))
+    return told.astype(np.float32)
 
 
 class FastHalf:
@@ -101,7 +113,7 @@ class FastHalf:
                 finite.
         """
         joints = self._joints(robot)
-        delta = self._evaluate(features, self._window(sensor, joints)).float().cpu().numpy()
+        delta = self._evaluate(features, self._window(sensor, robot)).float().cpu().numpy()
         actions = delta.copy()
         if joints is not None:
             actions[:, :JOINTS] += joints
@@ -133,7 +145,7 @@ class FastHalf:
         return joints
 
     def _window(
-        self, sensor: NDArray[np.float32] | None, joints: NDArray[np.float32] | None
+        self, sensor: NDArray[np.float32] | None, robot: RobotState | None
     ) -> Tensor | None:
         config = self.config
         if config.sensor is None:
@@ -148,8 +160,8 @@ class FastHalf:
         # A copy: the window may be a view of a ring that goes on, and torch wants it writable.
         window = np.empty((1, len(sensor), config.sensor.channels), np.float32)
         window[0, :, :channels] = sensor
-        if joints is not None and config.robot is not None:
-            window[0, :, channels:] = (joints - config.robot.center_deg) / config.robot.span_deg
+        if config.robot is not None and robot is not None:
+            window[0, :, channels:] = told_of(config.robot, robot.joints, robot.speeds)
         return torch.from_numpy(window)
 
     def _evaluate(self, features: Tensor, window: Tensor | None) -> Tensor:

@@ -173,25 +173,35 @@ class ActionConfig:
 class RobotConfig:
     """What the fast half is told of the robot, where it is told anything.
 
-    The joint angles, less `center_deg`, divided by `span_deg`, are the last six values of each
-    sample of the sensor window. The rows begin at them: `actions = z + delta` with z the joint
-    angles in every row, instead of zeros.
+    The joint angles, less `center_deg`, divided by `span_deg`, are six more values of each sample
+    of the sensor window, and the joint speeds, divided by `speed_deg_s`, another six: zeros where
+    they are not known. The rows begin at the angles: `actions = z + delta` with z the joint angles
+    in every row, instead of zeros.
 
     Attributes:
         center_deg: joint angles that become zeros.
         span_deg: differences from these that become ones.
+        speed_deg_s: joint speeds that become ones; empty where no speeds are told.
     """
 
     center_deg: tuple[float, ...]
     span_deg: tuple[float, ...]
+    speed_deg_s: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values; raises PolicyError."""
-        for name, values in (("center_deg", self.center_deg), ("span_deg", self.span_deg)):
+        given = {"center_deg": self.center_deg, "span_deg": self.span_deg}
+        given |= {"speed_deg_s": self.speed_deg_s} if self.speed_deg_s else {}
+        for name, values in given.items():
             if len(values) != JOINTS or not all(math.isfinite(value) for value in values):
-                raise PolicyError(f"robot.{name} must be {JOINTS} angles in degrees")
-        if not all(1e-3 <= value <= 1e6 for value in self.span_deg):
-            raise PolicyError("robot.span_deg must be within 0.001 and 1000000")
+                raise PolicyError(f"robot.{name} must be {JOINTS} numbers, one a joint")
+            if name != "center_deg" and not all(1e-3 <= value <= 1e6 for value in values):
+                raise PolicyError(f"robot.{name} must be within 0.001 and 1000000")
+
+    @property
+    def channels(self) -> int:
+        """How many values of a sample tell of the robot."""
+        return 2 * JOINTS if self.speed_deg_s else JOINTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +257,7 @@ class PolicyConfig:
         if self.expert.fusion == "none" and self.sensor is not None:
             raise PolicyError("fusion none takes no sensor: the sensor section must be null")
         if self.robot is not None:
-            if self.sensor is None or self.sensor.channels <= JOINTS:
+            if self.sensor is None or self.sensor.channels <= self.robot.channels:
                 raise PolicyError("the robot's joints are part of the sensor window: there is none")
             if self.action.space != "joint_position" or len(self.action.columns) < JOINTS:
                 raise PolicyError("rows that begin at the robot's joints are joint positions")
@@ -257,7 +267,7 @@ class PolicyConfig:
         """Values in a sample of the sensor itself; 0 where there is none."""
         if self.sensor is None:
             return 0
-        return self.sensor.channels - (JOINTS if self.robot else 0)
+        return self.sensor.channels - (self.robot.channels if self.robot else 0)
 
 
 def default_columns(count: int) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from policies.qwen_vla.acting import told_of
 from policies.qwen_vla.action_expert import ActionExpert
 from policies.qwen_vla.config import JOINTS, PolicyConfig
 from policies.qwen_vla.sensor_encoder import SensorEncoder
@@ -23,6 +24,9 @@ __all__ = ["ActTrainer", "Batch", "Episodes"]
 
 # The features of a policy at work are as old as this at most, or the output is on hold.
 _OLDEST_S = 2.0
+# Speeds are told from two states so far apart, and in this share of the samples not at all.
+_SPEED_S = 0.05
+_SPEEDS_UNKNOWN = 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,11 @@ class Episodes:
         given = trace.window(at_s, config.sensor.window, rng)
         window[:, :channels] = _as_long(given, config.sensor.window)
         if config.robot is not None:
-            window[:, channels:] = (joints - config.robot.center_deg) / config.robot.span_deg
+            before = _at(trace, np.array([at_s - _SPEED_S]))[0]
+            # Not every runtime knows speeds, and none does at first.
+            known = rng.random() >= _SPEEDS_UNKNOWN and at_s >= trace.times_s[0] + _SPEED_S
+            speeds = (joints - before) / _SPEED_S if known else ()
+            window[:, channels:] = told_of(config.robot, joints, speeds)
         return window
 
 

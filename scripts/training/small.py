@@ -91,8 +91,9 @@ def make_small(
     center = goals_deg.mean(dim=0)
     # A joint that hardly moves tells little: it is not made loud.
     span = goals_deg.std(dim=0).clamp(min=2.0)
+    robot = RobotConfig(tuple(center.tolist()), tuple(span.tolist()), tuple(span.tolist()))
     sensor = SensorConfig(
-        channels=CHANNELS + JOINTS, conv=(96, 192, 192, 192), feedforward=384, features=256
+        channels=CHANNELS + robot.channels, conv=(96, 192, 192, 192), feedforward=384, features=256
     )
     expert = ExpertConfig(vl_features=WIDTH, hidden=192, feedforward=768, rows=rows)
     config = PolicyConfig(
@@ -103,7 +104,7 @@ def make_small(
         expert=expert,
         action=ActionConfig(space="joint_position"),
         backbone=BackboneConfig(inside=True, config={}),
-        robot=RobotConfig(tuple(center.tolist()), tuple(span.tolist())),
+        robot=robot,
     )
     small = SmallParts(
         config,

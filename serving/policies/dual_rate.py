@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.wire import RobotState
 from policies.base import AT_REST, ActionChunk, DualRatePolicy, Features, PolicyError
 from serving.engine_options import EngineOptions
 from serving.messages import Instructions, Observation, ServingError
@@ -64,6 +65,7 @@ class _Session:
         names: of the actions, as the client calls them; empty where they cannot be told.
         held: the newest features.
         previous: the last chunk.
+        seen: the last state of the robot.
     """
 
     views: dict[str, str]
@@ -71,6 +73,7 @@ class _Session:
     names: tuple[str, ...]
     held: _Held | None = None
     previous: ActionChunk | None = None
+    seen: RobotState | None = None
 
 
 class DualRateSessions:
@@ -154,7 +157,7 @@ class DualRateSessions:
                 f"the features are {age_s:.2f} s old, {self._max_age_s:g} s is the limit: send an "
                 "observation with pictures",
             )
-        robot = session.places.robot_state(observation)
+        robot = session.seen = session.places.moving_state(observation, session.seen)
         with self._acting:
             chunk = self._policy.act(held.features, observation.sensor, robot, session.previous)
         session.previous = chunk

@@ -38,7 +38,7 @@ def window(samples: int = 65, seed: int = 0) -> Any:
 def test_the_sensor_alone_is_what_the_runtime_gives(policy: QwenVlaPolicy) -> None:
     assert policy.spec.sensor_channels == 1026
     assert policy.config.sensor is not None
-    assert policy.config.sensor.channels == 1032
+    assert policy.config.sensor.channels == 1038
     assert policy.spec.space == "joint_position"
 
 
@@ -53,12 +53,14 @@ def test_rows_begin_at_the_robots_joints(policy: QwenVlaPolicy) -> None:
 def test_the_joints_are_the_last_values_of_each_sample(policy: QwenVlaPolicy) -> None:
     config = policy.config.robot
     assert config is not None
-    told = (np.array(JOINTS) - config.center_deg) / config.span_deg
+    told = np.append((np.array(JOINTS) - config.center_deg) / config.span_deg, np.zeros(6))
     whole = np.concatenate((window(), np.tile(told, (65, 1))), axis=1).astype(np.float32)
     with torch.inference_mode():
         delta = policy.fast(policy.blank(), torch.from_numpy(whole)[None])[1][0]
     chunk = policy.act(policy.blank(), window(), ROBOT)
     assert chunk.delta == pytest.approx(delta.numpy(), abs=1e-5)
+    moving = dataclasses.replace(ROBOT, speeds=(2.0, 0.0, 1.0, 0.0, 0.0, -1.0))
+    assert not np.allclose(policy.act(policy.blank(), window(), moving).delta, chunk.delta)
     elsewhere = dataclasses.replace(ROBOT, joints=tuple(j + 5 for j in JOINTS))
     assert not np.allclose(policy.act(policy.blank(), window(), elsewhere).delta, chunk.delta)
 

@@ -20,7 +20,7 @@ from common.wire import CameraFrame, RobotState, SampleBatch
 from receiver.episodes import Episodes
 from receiver.history import History
 from receiver.inputs import CameraInput, RobotInput, SensorInput, StoredFrame, StoredState
-from receiver.observation import Observer, interpolated
+from receiver.observation import Observer, interpolated, with_speeds
 from receiver.summary import summarize
 from tests.receiver.rig import Rig
 from tests.receiver.test_inputs import JPEG, FixedClock
@@ -258,6 +258,23 @@ def test_angles_go_the_shorter_way(first: float, second: float, share: float, an
 def test_joints_that_turn_more_than_once_go_the_way_they_went() -> None:
     seen = interpolated(stored(1.0, 0.0, 100.0), stored(2.0, 0.0, 400.0), 1.5)
     assert seen.state.joints[0] == pytest.approx(250.0)
+
+
+def test_speeds_are_told_from_two_states() -> None:
+    moving = with_speeds(stored(1.05, 0.0, 12.0), stored(1.0, 0.0, 10.0))
+    assert moving.state.speeds == pytest.approx((40.0,) * 6)
+    assert moving.state.joints == (12.0,) * 6
+    # Not from one, from the same, or from one of long ago.
+    for earlier in (None, stored(1.05, 0.0), stored(0.9, 0.0), stored(1.1, 0.0)):
+        assert with_speeds(stored(1.05, 0.0, 12.0), earlier).state.speeds == ()
+
+
+def test_the_observer_tells_speeds(inputs: Inputs) -> None:
+    for number in range(8):
+        inputs.state(0.01 * number, joint=0.2 * number)
+    robot = inputs.observer.observe().robot
+    assert robot is not None
+    assert robot.state.speeds == pytest.approx((20.0,) * 6, abs=0.1)
 
 
 @settings(max_examples=100, deadline=None)

@@ -83,7 +83,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def look_trainer(small: SmallParts) -> LookTrainer:
     assert small.config.robot is not None
-    center, span = (torch.tensor(v) for v in dataclasses.astuple(small.config.robot))
+    center, span, _ = (torch.tensor(v) for v in dataclasses.astuple(small.config.robot))
     torch.manual_seed(1)
     return LookTrainer(small.slow(), small.config.expert.vl_features, center, span)
 
@@ -129,13 +129,13 @@ def episodes(small: SmallParts, traces: list[Trace]) -> Episodes:
 
 def test_rows_are_where_the_arm_went(small: SmallParts, traces: list[Trace]) -> None:
     batch = episodes(small, traces).draw(64, np.random.default_rng(0))
-    assert batch.windows.shape == (64, 65, 1032)
+    assert batch.windows.shape == (64, 65, 1038)
     assert batch.rows_deg.shape == (64, 16, 6)
     assert batch.valid[:, 0].float().mean() > 0.6
     # The last values of each sample are the joints that the rows begin at.
     robot = small.config.robot
     assert robot is not None
-    told = batch.windows[:, 0, 1026:] * torch.tensor(robot.span_deg)
+    told = batch.windows[:, 0, 1026:1032] * torch.tensor(robot.span_deg)
     told += torch.tensor(robot.center_deg)
     assert torch.allclose(told, batch.start_deg, atol=1e-4)
     # A tenth of a second on, an arm with these limits is not far.

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from serving import policies
 from serving.engine import Engine, EngineOptions
-from serving.messages import BadMessage, FeatureReply, Instructions, Picture, ServingError
+from serving.messages import (
+    BadMessage,
+    FeatureReply,
+    Instructions,
+    Observation,
+    Picture,
+    ServingError,
+)
 from serving.pictures import pixels_of
 from serving.policies import check_path, load_policy
 from serving.policies.builtin import BuiltinOptions, BuiltinPolicy
@@ -452,3 +459,15 @@ def test_the_state_is_told_by_its_names() -> None:
     assert state.joints == (1, 2, 3, 4, 5, 6)
     assert (state.force, state.pose) == (7, (8, 9, 10, 11, 12, 13))
     assert StatePlaces.of(("a", "b")).robot_state(seen(0)) is None
+
+
+def test_speeds_are_told_from_the_state_just_before() -> None:
+    places = StatePlaces.of(JOINTS)
+    first = places.moving_state(Observation(0, 100.0, False, np.zeros(6, np.float32)), None)
+    assert first is not None
+    assert first.speeds == ()
+    for later, known in ((100.1, True), (100.5, False), (100.001, False), (99.9, False)):
+        state = np.full(6, 2.0, np.float32)
+        second = places.moving_state(Observation(1, later, False, state), first)
+        assert second is not None
+        assert second.speeds == (pytest.approx((20.0,) * 6) if known else ())
