@@ -1,0 +1,1 @@
+"""The closed-loop study: a policy, the simulated rig, and three ways to bring them together."""
