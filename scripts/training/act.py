@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +159,24 @@ def _at(trace: Trace, moments: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
+def _drawn_ahead(episodes: Episodes, begin: int, schedule: Schedule) -> Iterator[Batch]:
+    """The batches of steps from `begin` on, each drawn while the one before is learned from.
+
+    A batch is a function of its step alone, so that training goes on as if it had not stopped.
+    """
+
+    def drawn(step: int) -> Batch:
+        return episodes.draw(schedule.batch, np.random.default_rng((step, 0xAC7)))
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(drawn, begin)
+        for step in range(begin, schedule.steps):
+            batch = ahead.result()
+            if step + 1 < schedule.steps:
+                ahead = pool.submit(drawn, step + 1)
+            yield batch
+
+
 class ActTrainer(nn.Module):
     """The fast parts, trainable.
 
@@ -194,11 +213,10 @@ class ActTrainer(nn.Module):
         # Each row's part in the loss: what comes soon is executed most often.
         share = 1.0 / torch.sqrt(1.0 + torch.arange(self.config.expert.rows))
         running, since, began = 0.0, begin, time.monotonic()
-        for step in range(begin, schedule.steps):
+        for step, batch in enumerate(_drawn_ahead(episodes, begin, schedule), begin):
             self.train()
             for group in optimizer.param_groups:
                 group["lr"] = schedule.at(step)
-            batch = episodes.draw(schedule.batch, np.random.default_rng((step, 0xAC7)))
             length = metric(self(batch) - batch.rows_deg).square().sum(dim=2)
             weights = share * batch.valid
             loss = (torch.sqrt(length + 0.01) * weights).sum() / weights.sum()
