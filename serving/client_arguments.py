@@ -1,4 +1,4 @@
-"""The robot client's command line: the robot's options, those of a file, switches."""
+"""A client's command line: the robot's or the environment's options, those of a file, switches."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ from serving.client_options import ClientOptions
 __all__ = ["arguments"]
 
 
-def arguments(argv: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
-    """The robot's options as nested maps, and the rest of the command line for ClientOptions.
+def arguments(
+    argv: Sequence[str] | None = None,
+    section: str = "robot",
+    options: type[ClientOptions] = ClientOptions,
+) -> tuple[dict[str, Any], list[str]]:
+    """The robot's options as nested maps, and the rest of the command line for `options`.
 
     Options of `--config FILE` come first, so that the command line wins; switches are written out
     (`--tls` becomes `--tls True`). OptionError for what cannot be read.
     """
     try:
-        robot, rest = robot_arguments.split(sys.argv[1:] if argv is None else argv)
+        robot, rest = robot_arguments.split(sys.argv[1:] if argv is None else argv, section)
         rest, file = _without_config(rest)
         if file is not None:
             found = load_yaml(file)
-            inside = found.pop("robot", {})
+            inside = found.pop(section, {})
             if not isinstance(inside, dict):
-                raise ConfigError(f"{file}: robot: a map is expected")
-            robot = robot_arguments.combined(inside, robot)
-            rest = _written_out(found, rest, file) + rest
+                raise ConfigError(f"{file}: {section}: a map is expected")
+            robot = robot_arguments.combined(inside, robot, section)
+            rest = _written_out(found, rest, file, options) + rest
     except ConfigError as error:
         raise OptionError(str(error)) from None
-    return robot, _switches(rest)
+    return robot, _switches(rest, options)
 
 
 def _name(word: str) -> str:
@@ -60,9 +64,11 @@ def _without_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
     return rest, file
 
 
-def _written_out(options: dict[str, Any], given: Sequence[str], file: Path) -> list[str]:
+def _written_out(
+    options: dict[str, Any], given: Sequence[str], file: Path, cls: type[ClientOptions]
+) -> list[str]:
     """A file's options as words of a command line, but for those that are given there."""
-    known = {field.name for field in dataclasses.fields(ClientOptions)}
+    known = {field.name for field in dataclasses.fields(cls)}
     there = {_name(word) for word in given if word.startswith("--")}
     words: list[str] = []
     for key, value in options.items():
@@ -80,9 +86,9 @@ def _written_out(options: dict[str, Any], given: Sequence[str], file: Path) -> l
     return words
 
 
-def _switches(words: Sequence[str]) -> list[str]:
+def _switches(words: Sequence[str], cls: type[ClientOptions]) -> list[str]:
     """Every switch with its True or False behind it, however it was written."""
-    hints = typing.get_type_hints(ClientOptions)
+    hints = typing.get_type_hints(cls)
     switches = {name for name, hint in hints.items() if hint is bool}
     spoken = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False"}
     spoken["no"] = "False"

@@ -68,6 +68,11 @@ class ControlLoop:
         """Why the robot holds; None when it moves (or was not told anything yet)."""
         return self._motion.holding
 
+    @property
+    def mismatch(self) -> str:
+        """In words, how the policy's actions are not the body's; empty when they are."""
+        return self._columns_said
+
     def step(
         self,
         now: float,
@@ -103,6 +108,8 @@ class ControlLoop:
             self._warnings.warn("camera", f"no new features: {silent}", now)
         done = self._act(state, now)
         if silent or not may_send or session is None:
+            return done
+        if self._options.lockstep and done.row is not None:
             return done
         # After the move: an observation is for the step that was executed just now. It was taken
         # before that, so the first row of the answer is what should follow from it.
@@ -173,14 +180,15 @@ class ControlLoop:
         """
         names, actions = self._body.action_names, chunk.actions[: self._options.actions_per_chunk]
         self._columns_said = ""
-        if actions.shape[1] != len(names) or (chunk.names and set(chunk.names) != set(names)):
+        named = bool(chunk.names) and self._options.match_names
+        if actions.shape[1] != len(names) or (named and set(chunk.names) != set(names)):
             theirs, ours = ", ".join(chunk.names) or "no names", ", ".join(names)
             said = f"{actions.shape[1]} ({theirs}), the robot takes {len(names)} ({ours})"
             self._columns_said = said[: 2 * _MOST_SHOWN]
             self.queue.clear()
             return None
         rows = actions.astype(np.float64)
-        if chunk.names and chunk.names != names:
+        if named and chunk.names != names:
             rows = rows[:, [chunk.names.index(name) for name in names]]
         if chunk.dt <= 0.0 or abs(chunk.dt / self._period_s - 1.0) < _SAME_RATE:
             return rows
@@ -237,6 +245,8 @@ class ControlLoop:
         if row is None:
             if self._columns_said:
                 return self._held("columns", self._columns_said, now)
+            if self._options.lockstep:
+                return Step()  # time stands still until there is one
             return self._held(
                 "server" if self._server_said else "no_action", self._server_said, now
             )
@@ -262,10 +272,10 @@ class ControlLoop:
         wanted = self._here is not None or self.queue.wants_observation
         if not wanted or (empty and not must_go):
             return None
-        cameras = self._body.cameras
+        cameras, lockstep = self._body.cameras, self._options.lockstep
         try:
             observation = Observation(
-                timestep=self.queue.observation_step,
+                timestep=self.queue.latest + 1 if lockstep else self.queue.observation_step,
                 timestamp=to_now(now),
                 must_go=must_go,
                 state=state.values.astype(np.float32),

@@ -63,6 +63,10 @@ class LoopOptions:
         low_pass_order: its order.
         low_pass_except: actions with one of these in their name are not filtered.
         sensor_samples: samples of the force sensor that go with an observation.
+        match_names: hold where the policy names its actions otherwise than the body; without it,
+            their number decides.
+        lockstep: time stands still while the policy thinks. Asked for is only what nothing is
+            queued for, and the answer's first row is for the state that was seen.
     """
 
     fps: float
@@ -78,6 +82,8 @@ class LoopOptions:
     low_pass_order: int = 2
     low_pass_except: tuple[str, ...] = ("gripper",)
     sensor_samples: int = 65
+    match_names: bool = True
+    lockstep: bool = False
 
     @property
     def input_age_limit_s(self) -> float:

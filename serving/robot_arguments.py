@@ -1,8 +1,8 @@
-"""The `--robot.…` options of a client's command line, written as LeRobot's programs take them.
+"""The `--robot.…` or `--env.…` options of a client, written as LeRobot's programs take them.
 
 `--robot.type so101_follower --robot.cameras "{front: {type: opencv, index_or_path: 0}}"`: a dotted
-name and a value in YAML's flow style. Which options there are is the robot's own business, so they
-are taken out of the command line before it is read into the client's options.
+name and a value in YAML's flow style. Which options there are is the robot's (the environment's)
+own business, so they are taken out of the command line before it is read into the client's options.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from common.cli import ConfigError
 
 __all__ = ["combined", "split"]
 
-_PREFIX = "--robot."
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _MOST_OPTIONS = 256
 _MOST_TEXT = 1 << 16
@@ -46,13 +45,14 @@ for _tag, _pattern, _first in (
     )
 
 
-def split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take the robot's options out of a command line.
+def split(argv: Sequence[str], section: str = "robot") -> tuple[dict[str, Any], list[str]]:
+    """Take the robot's options, or those of another `section`, out of a command line.
 
     `--robot.KEY VALUE` and `--robot.KEY=VALUE`, KEY with dots for maps within maps and hyphens as
     good as underscores; the last of two wins. Returns the options as nested maps, and the rest of
     the command line in its order. Raises ConfigError, one line, for what cannot be read.
     """
+    prefix = f"--{section}."
     robot: dict[str, Any] = {}
     rest: list[str] = []
     waiting = list(argv)
@@ -62,28 +62,30 @@ def split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if word == "--":
             rest += [word, *waiting]
             break
-        if not word.startswith(_PREFIX):
+        if not word.startswith(prefix):
             rest.append(word)
             continue
         option, equals, text = word.partition("=")
-        keys = _keys(option)
+        keys = _keys(option, prefix)
         if not equals:
             if not waiting or waiting[0].startswith("--"):
                 raise ConfigError(f"{option} needs a value, e.g. {option} VALUE")
             text = waiting.pop(0)
         if (count := count + 1) > _MOST_OPTIONS:
-            raise ConfigError(f"over {_MOST_OPTIONS} options of the robot: put them into a file")
-        _put(robot, option, keys, _value(option, text))
+            raise ConfigError(f"over {_MOST_OPTIONS} options {prefix}…: put them into a file")
+        _put(robot, option, keys, _value(option, text), prefix)
     return robot, rest
 
 
-def combined(from_file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The `robot:` map of a configuration file with what the command line says instead.
+def combined(
+    from_file: Mapping[str, Any], given: Mapping[str, Any], section: str = "robot"
+) -> dict[str, Any]:
+    """A file's `robot:` map (or another `section`), with what the command line says instead.
 
     Maps are combined key by key, all else is replaced. Raises ConfigError for a file's map that
     is no such thing.
     """
-    checked = _checked("robot", dict(from_file))
+    checked = _checked(section, dict(from_file))
     return _over(checked, given)
 
 
@@ -96,22 +98,22 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _keys(option: str) -> list[str]:
-    keys = option.removeprefix(_PREFIX).split(".")
+def _keys(option: str, prefix: str) -> list[str]:
+    keys = option.removeprefix(prefix).split(".")
     if len(keys) > _MOST_DEPTH or not all(_KEY.fullmatch(key) for key in keys):
         raise ConfigError(
-            f"{option[:80]!r} is no option: {_PREFIX} and names with dots between are expected"
+            f"{option[:80]!r} is no option: {prefix} and names with dots between are expected"
         )
     return [key.replace("-", "_") for key in keys]
 
 
-def _put(robot: dict[str, Any], option: str, keys: list[str], value: Any) -> None:
+def _put(robot: dict[str, Any], option: str, keys: list[str], value: Any, prefix: str) -> None:
     *path, last = keys
     place = robot
     for key in path:
         inner = place.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"{option}: {_PREFIX}{key} was given a value, and is no map")
+            raise ConfigError(f"{option}: {prefix}{key} was given a value, and is no map")
         place = inner
     old = place.get(last)
     place[last] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value

@@ -55,11 +55,23 @@ class ConnectionOptions:
 class Connection:
     """A session with a policy server, begun anew whenever it is lost."""
 
-    def __init__(self, link: Link, instructions: Instructions, options: ConnectionOptions) -> None:
-        """Use `link`; nothing is sent before `begin`."""
+    def __init__(
+        self,
+        link: Link,
+        instructions: Instructions,
+        options: ConnectionOptions,
+        consequence: str = "the robot was not touched",
+    ) -> None:
+        """Use `link`; nothing is sent before `begin`.
+
+        `consequence` is said where `begin` fails.
+        """
         self._link, self._instructions, self._options = link, instructions, options
+        self._consequence = consequence
         self._session: int | None = None
         self._sessions = 0
+        self._renewing = False
+        self._news = threading.Event()
         self._changing = threading.Lock()
         self._closing = threading.Event()
         self._idle = threading.Event()
@@ -117,20 +129,37 @@ class Connection:
                 return False
         error = outcome[0]
         if isinstance(error, LinkLost):
-            raise OptionError(f"no policy server: {error}; the robot was not touched")
+            raise OptionError(f"no policy server: {error}; {self._consequence}")
         if isinstance(error, ServingError):
-            raise OptionError(f"the policy server refuses: {error}; the robot was not touched")
+            raise OptionError(f"the policy server refuses: {error}; {self._consequence}")
         if error is not None:
             raise error
         self._began()
         return True
 
-    def start(self) -> None:
-        """Send and receive from now on, after `begin`."""
-        for name, work in (("send", self._send_all), ("receive", self._receive_all)):
+    def start(self, receiving: bool = True) -> None:
+        """Send and receive from now on, after `begin`; without `receiving`, `receive` does that."""
+        jobs = [("send", self._send_all), ("receive", self._receive_all)]
+        for name, work in jobs if receiving else jobs[:1]:
             thread = threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def receive(self) -> None:
+        """Receive in the calling thread until `close`, or until the server is given up."""
+        self._guarded(self._receive_all)
+
+    def renew(self) -> None:
+        """Begin a fresh session: what the server remembers and may still answer is of the last."""
+        with self._changing:
+            if self._session is not None and not self._closing.is_set():
+                self._session, self._renewing = None, True
+                self._lost_at = time.monotonic()
+
+    def wait(self, timeout_s: float) -> None:
+        """Until an answer came, or the session changed, since the last call; or the time is up."""
+        self._news.wait(timeout_s)
+        self._news.clear()
 
     def arrivals(self) -> list[Arrival]:
         """What came since the last call."""
@@ -160,6 +189,7 @@ class Connection:
         with self._changing:
             self._sessions += 1
             self._session = self._sessions
+        self._news.set()
 
     def _lose(self, session: int, why: str) -> None:
         """The session is over; whoever notices first says so."""
@@ -168,6 +198,7 @@ class Connection:
                 return
             self._session = None
             self._lost_at = time.monotonic()
+        self._news.set()
         logger.warning(
             "[CLIENT] the server is lost: %s; holding, and trying again for up to %g s",
             why,
@@ -182,6 +213,7 @@ class Connection:
             if not self._closing.is_set():
                 logger.exception("the connection's thread fails")
                 self.failure = ProgramError("the connection failed by an error of its own")
+                self._news.set()
 
     def _send_all(self) -> None:
         while (item := self._outbox.get()) is not None:
@@ -230,6 +262,7 @@ class Connection:
     def _put(self, reply: Chunk | FeatureReply | ServingError) -> None:
         self._asked_at = None
         self._inbox.append(Arrival(reply, time.monotonic()))
+        self._news.set()
 
     def _connect_again(self) -> bool:
         """Try until there is a session; False when it is time to give up or to close."""
@@ -255,10 +288,13 @@ class Connection:
                 return False
             self._began()
             lost_s = time.monotonic() - self._lost_at
-            logger.info("[CLIENT] connected again after %.1f s", lost_s)
+            if not self._renewing:
+                logger.info("[CLIENT] connected again after %.1f s", lost_s)
+            self._renewing = False
             return True
         limit_s = self._options.reconnect_timeout_s
         self.failure = ProgramError(
             f"the server did not come back within {limit_s:g} s (--reconnect_timeout): {why}"
         )
+        self._news.set()
         return False
