@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -38,6 +39,10 @@ class Options:
     """Folder for the files."""
     count: int = 6000
     """How many; one in three moves, the others are only looked at."""
+    first_seed: int = FIRST_SEED
+    """Of the first one."""
+    kind: Literal["mixed", "home", "inside", "look"] = "mixed"
+    """Where they begin; mixed: a sixth at home, a sixth inside, the rest are looks."""
     views: tuple[str, ...] = ("View3", "View4")
     """The cameras to take pictures from."""
     workers: int = 0
@@ -47,6 +52,8 @@ class Options:
         """ValueError for numbers that make no sense."""
         if not 1 <= self.count <= 10_000_000:
             raise ValueError(f"--count must be within 1 and 10000000, not {self.count}")
+        if not FIRST_SEED <= self.first_seed <= 2**31 - 10_000_001:
+            raise ValueError(f"--first-seed must be at least {FIRST_SEED}: below is for evaluation")
         if not 0 <= self.workers <= 256:
             raise ValueError(f"--workers must be within 0 and 256, not {self.workers}")
 
@@ -67,11 +74,13 @@ def main() -> int:
         path = options.out / f"{number:05d}.npz"
         if not path.exists():
             size = min(_A_FILE, options.count - number * _A_FILE)
-            tasks.append((path, FIRST_SEED + number * _A_FILE, size))
+            tasks.append((path, options.first_seed + number * _A_FILE, size))
     workers = min(options.workers or os.cpu_count() or 1, max(len(tasks), 1))
     columns = (TextColumn("demonstrations"), BarColumn(), MofNCompleteColumn(), Remaining())
     with (
-        multiprocessing.get_context("spawn").Pool(workers, _begin, (options.views,)) as pool,
+        multiprocessing.get_context("spawn").Pool(
+            workers, _begin, (options.views, options.kind)
+        ) as pool,
         Progress(*columns) as progress,
     ):
         bar = progress.add_task("", total=options.count)
@@ -82,16 +91,17 @@ def main() -> int:
     return 0
 
 
-_mine: list[Demonstrator] = []
+_mine: list[tuple[Demonstrator, str | None]] = []
 
 
-def _begin(views: tuple[str, ...]) -> None:
-    _mine.append(Demonstrator(views))
+def _begin(views: tuple[str, ...], kind: str) -> None:
+    _mine.append((Demonstrator(views), None if kind == "mixed" else kind))
 
 
 def _make(task: tuple[Path, int, int]) -> int:
     path, first, size = task
-    write_demonstrations(path, [_mine[0].make(seed) for seed in range(first, first + size)])
+    demonstrator, kind = _mine[0]
+    write_demonstrations(path, [demonstrator.make(s, kind) for s in range(first, first + size)])
     return size
 
 

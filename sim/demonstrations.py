@@ -34,9 +34,9 @@ _TISSUE_HZ = (0.7, 1.3)
 _TISSUE_MM = (0.8, 2.0)
 # Now and then the arm is pushed off its way, for so long and so fast: what comes after teaches how
 # to come back. Pauses between two pushes are drawn from an exponential distribution of this mean.
-_PUSH_EVERY_S = 1.6
+_PUSH_EVERY_S = 0.8
 _PUSH_S = (0.08, 0.3)
-_PUSH_ASIDE_MM_S, _PUSH_DEPTH_MM_S = 5.0, 9.0
+_PUSH_ASIDE_MM_S, _PUSH_DEPTH_MM_S = 5.0, 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Demonstrator:
             push = pushes.at(rig.time_s)
             pushed[-1] = push is not None
             if push is not None:
-                expert.push(push * _STEPS * rig.timestep_s)
+                expert.push(push * _STEPS * rig.timestep_s, rig.time_s)
             rig.command_joints(expert.step(rig.time_s, _STEPS * rig.timestep_s, push is None))
             left = _STEPS
             while left:

@@ -20,7 +20,7 @@ Vector = NDArray[np.float64]
 
 _LATERAL_MM_S = 6.0
 _TURN_DEG_S = 15.0
-_DEPTH_MM_S = 12.0
+_DEPTH_MM_S = 16.0
 # Outside, the last steps towards the axis are slow: what is left shrinks by e in this time.
 _SETTLE_S = 0.15
 # Where it waits until it is aligned: past the port's opening this far, i.e. in front of it.
@@ -115,16 +115,18 @@ class Expert:
         self._joints = joints_for_tip(self._tip, self._axis, self._joints)
         return self._joints.copy()
 
-    def push(self, by_mm: ArrayLike) -> None:
-        """Move the tip off its way: (3,) mm along the port and aside, never into anything."""
+    def push(self, by_mm: ArrayLike, time_s: float) -> None:
+        """Move the tip off its way: (3,) mm along the port and aside, never into anything.
+
+        The tissue may come to meet it all the same.
+        """
         axis = self._layout.axis
         along, one, other = np.asarray(by_mm, dtype=float)
         side = np.cross(axis, [0.0, 0.0, 1.0])
         side /= np.linalg.norm(side)
         depth, aside = self._place()
         aside = aside + one * side + other * np.cross(axis, side)
-        config = self._config
-        nearest = config.tissue_depth_mm - config.tissue_amplitude_mm - _CLEARANCE_MM
+        nearest = self._wanted_depth(time_s) + DISTANCE_MM - _CLEARANCE_MM
         pushed = min(depth + along, max(nearest, depth))
         off_mm = float(np.linalg.norm(aside))
         if pushed > _WALL_DEPTH_MM and off_mm > _PUSHED_ASIDE_MM:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -77,10 +78,21 @@ def _goals(traces: Sequence[Trace]) -> Tensor:
     return torch.tensor(np.array([trace.goal_deg for trace in traces]), dtype=torch.float32)
 
 
+def _first_goals(path: Path, split: _Split) -> Tensor:
+    """The goals (N, 6) that training began with: what is told of the robot is relative to them.
+
+    They stay when it goes on with more demonstrations, or what was learned would mean another thing.
+    """
+    if not path.exists():
+        torch.save(_goals(split.learned), path)
+    goals: Tensor = torch.load(path, weights_only=True)
+    return goals
+
+
 def _train_small(options: TrainOptions) -> Iterator[str]:
     split = _split(read_traces(options.data, options.views), options.kept)
     yield f"{len(split.learned)} episodes to learn from, {len(split.kept)} to judge by"
-    goals = _goals(split.learned)
+    goals = _first_goals(options.work / "goals.pt", split)
     small = make_small(options.views, goals, options.rows, options.seed)
     config = small.config
     metric = TipMetric(goals.mean(dim=0).numpy(), options.tool_mm)
