@@ -43,8 +43,8 @@ _SILENT_S = 4.0
 that is loading a model and holds its interpreter meanwhile."""
 _HEARTBEAT_MS = 1_000
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_WATCHED = _FAILED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECT_RETRIED
-_WATCHED |= zmq.EVENT_DISCONNECTED
+_REFUSED = _FAILED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_WATCHED = _REFUSED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_DISCONNECTED
 
 
 class ZmqLink:
@@ -135,6 +135,7 @@ class _Wires:
                 keys.apply(made)
         # Nothing waits for a connection that is not there: it would be old when there is one.
         self._up.immediate = True
+        self._up_monitor = self._up.get_monitor_socket(_REFUSED)
         self._monitor = self._down.get_monitor_socket(_WATCHED)
         self._asked_at: float | None = None
         self._pinged_at = 0.0
@@ -143,21 +144,49 @@ class _Wires:
 
     def handshake(self, instructions: Instructions, deadline: float) -> None:
         """Ready, then the instructions; waits while the server says that it is loading."""
+        with self._using(self._up_lock):
+            self._await_up(deadline)
         with self._using(self._down_lock):
-            self._down.send_multipart([self._packed, *encode(Note("ready"))])
+            self._say(Note("ready"), deadline)
             self._await("ready", deadline)
-            self._down.send_multipart([self._packed, *encode(instructions)])
+            self._say(instructions, deadline)
             self._await("accepted", deadline)
             while self._monitor.poll(0):  # what was said of earlier tries to connect
                 recv_monitor_message(self._monitor)
 
+    def _await_up(self, deadline: float) -> None:
+        """Until observations can go up.
+
+        The server judges each connection for itself, and changes its mind when a robot is added:
+        it may refuse this one and take the other, and ZeroMQ never tries a refused one again.
+        """
+        monitors = (self._up_monitor, self._monitor)
+        while not self._wait(self._up, zmq.POLLOUT, self._left_s(deadline), *monitors):
+            for monitor in monitors:
+                self._judge(monitor)
+        # Nobody reads it any more, and ZeroMQ would wait for a reader when it is full.
+        self._up.disable_monitor()
+        self._up_monitor.close(0)
+
+    def _say(self, message: Message, deadline: float) -> None:
+        """Send on the socket that listens, which takes nothing for ever once it was refused."""
+        while True:
+            if self._wait(self._down, zmq.POLLOUT, self._left_s(deadline), self._monitor):
+                with contextlib.suppress(zmq.Again):
+                    self._down.send_multipart([self._packed, *encode(message)], zmq.NOBLOCK)
+                    return
+            self._judge(self._monitor)
+
+    def _left_s(self, deadline: float) -> float:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise LinkLost(f"{self._address} did not answer in time; is the server running?")
+        return left_s
+
     def _await(self, word: str, deadline: float) -> None:
         while True:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise LinkLost(f"{self._address} did not answer in time; is the server running?")
-            if not self._wait(self._down, zmq.POLLIN, left_s, self._monitor):
-                self._judge()
+            if not self._wait(self._down, zmq.POLLIN, self._left_s(deadline), self._monitor):
+                self._judge(self._monitor)
                 continue
             message = self._read(self._down)
             if isinstance(message, Refusal):
@@ -167,10 +196,10 @@ class _Wires:
             if isinstance(message, Note) and message.word == "loading":
                 deadline = max(deadline, time.monotonic() + _SILENT_S)
 
-    def _judge(self) -> None:
-        """Raise for what the connection's monitor has to say."""
-        while self._monitor.poll(0):
-            said = recv_monitor_message(self._monitor)["event"]
+    def _judge(self, monitor: zmq.Socket[bytes]) -> None:
+        """Raise for what a connection's monitor has to say."""
+        while monitor.poll(0):
+            said = recv_monitor_message(monitor)["event"]
             if said == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 raise ServingError(
                     "not_allowed", f"{self._address} does not know this client's key"
@@ -258,13 +287,13 @@ class _Wires:
         made: zmq.Socket[bytes],
         event: int,
         timeout_s: float,
-        monitor: zmq.Socket[bytes] | None = None,
+        *monitors: zmq.Socket[bytes],
     ) -> bool:
         """Whether the socket is ready in time; LinkLost when the link is closed meanwhile."""
         poller = zmq.Poller()
         poller.register(made, event)
         poller.register(self._awake, zmq.POLLIN)
-        if monitor is not None:
+        for monitor in monitors:
             poller.register(monitor, zmq.POLLIN)
         ready = dict(poller.poll(max(int(1000 * timeout_s), 0)))
         if self._closed:
@@ -298,6 +327,9 @@ class _Wires:
         """Close both sockets, as soon as no thread uses them."""
         self._let_go()
         with self._up_lock:
+            if not self._up_monitor.closed:
+                self._up.disable_monitor()
+                self._up_monitor.close(0)
             self._up.close(0)
         with self._down_lock:
             if not self._down.closed:

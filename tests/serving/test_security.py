@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import struct
@@ -242,6 +243,60 @@ def works_in_the_end(where: str, keys: ClientKeys) -> None:
         return True
 
     wait_until(attempt, f"the new robot to be let in; {failed}", WAIT_S)
+
+
+class OneOdd:
+    """A client's keys, with which one of a link's two connections is set up otherwise."""
+
+    def __init__(self, keys: ClientKeys, which: int, odd: Callable[[zmq.Socket[bytes]], None]):
+        self._keys, self._which, self._odd = keys, which, odd
+        self._made = 0
+
+    def apply(self, made: zmq.Socket[bytes]) -> None:
+        self._keys.apply(made)
+        if self._made == self._which:
+            self._odd(made)
+        self._made += 1
+
+
+@needs_curve
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_link_is_refused_where_one_of_its_connections_is(
+    engine: Engine, tmp_path: Path, which: int
+) -> None:
+    """As when a robot's key is added between the two: ZeroMQ does not try the refused one again."""
+    server_folder, robot = make_keys(tmp_path / "keys")
+    stranger = ClientKeys.load(make_keys(tmp_path / "other keys")[1])
+    known = ClientKeys.load(robot)
+    server = ZmqServer(engine, "127.0.0.1", 0, keys=ServerKeys.load(server_folder))
+
+    def forget(made: zmq.Socket[bytes]) -> None:
+        made.curve_publickey, made.curve_secretkey = stranger.public, stranger.secret
+
+    link = ZmqLink(f"127.0.0.1:{server.port}", keys=OneOdd(known, which, forget))
+    with contextlib.closing(server), contextlib.closing(link):
+        assert "key" in refused(lambda: link.begin(instructions(), WAIT_S))
+        works(link)  # the next attempt's connections have one key
+
+
+@needs_curve
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_link_has_not_begun_before_both_its_connections_are_there(
+    engine: Engine, tmp_path: Path, which: int
+) -> None:
+    server_folder, robot = make_keys(tmp_path)
+    server = ZmqServer(engine, "127.0.0.1", 0, keys=ServerKeys.load(server_folder))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def lead_astray(made: zmq.Socket[bytes]) -> None:
+            made.setsockopt_string(zmq.SOCKS_PROXY, f"127.0.0.1:{silent.getsockname()[1]}")
+
+        keys = OneOdd(ClientKeys.load(robot), which, lead_astray)
+        link = ZmqLink(f"127.0.0.1:{server.port}", keys=keys)
+        with contextlib.closing(server), contextlib.closing(link):
+            with pytest.raises(LinkLost, match="in time"):
+                link.begin(instructions(), 1.5)
+            works(link)
 
 
 @needs_curve
