@@ -5,6 +5,8 @@ DURATION ?= 30
 SEED ?= 0
 HOURS ?= 1
 MINUTES ?= 30
+# Tests at once. Many of them time real programs: more than the machine has cores makes them fail.
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dualrate
 DEV_STAMP := $(VENV)/.dualrate-dev
@@ -17,7 +19,7 @@ PYTHON312 ?= python3.12
 LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_STAMP := $(LEROBOT_VENV)/.dualrate
 
-.PHONY: help demo test test-slow test-lerobot lint format bench soak soak-serving tune profile bench-recording venv venv-lerobot clean
+.PHONY: help demo train study test test-slow test-lerobot lint format bench soak soak-serving tune compare profile bench-recording venv venv-lerobot clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,10 +45,10 @@ venv: $(STAMP)  ## build the virtual environment (VENV=.venv names another)
 demo: $(STAMP)  ## the whole pipeline on the simulated rig (DURATION=30 s)
 	$(BIN)/python scripts/demo.py --duration $(DURATION) --seed $(SEED)
 
-test: lint  ## lint, types and tests
-	$(BIN)/python -m pytest -m "not slow"
+test: lint  ## lint, types and tests, two at a time (JOBS=2)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-slow: $(DEV_STAMP)  ## the tests that take minutes: five of the demo, an installation
+test-slow: $(DEV_STAMP)  ## the tests that take minutes, one at a time
 	$(BIN)/python -m pytest -m slow
 
 $(LEROBOT_STAMP): pyproject.toml
@@ -56,7 +58,7 @@ $(LEROBOT_STAMP): pyproject.toml
 	    "make PYTHON312=/path/to/python3.12 $(MAKECMDGOALS), or LEROBOT_VENV=DIR for an environment" \
 	    "that is there"; exit 2; }
 	test -x $(LEROBOT_VENV)/bin/python || $(PYTHON312) -m venv $(LEROBOT_VENV)
-	$(LEROBOT_VENV)/bin/python -m pip install --quiet -e '.[lerobot]' 'lerobot[diffusion]' \
+	$(LEROBOT_VENV)/bin/python -m pip install --quiet -e '.[lerobot,sim,gym]' 'lerobot[diffusion]' \
 	  pytest pytest-timeout hypothesis psutil
 	@touch $@
 
@@ -77,6 +79,15 @@ format: $(DEV_STAMP)  ## put the code into form
 bench: $(STAMP)  ## the benchmarks, ratios of both sides in one run
 	LEROBOT_VENV=$(LEROBOT_VENV) $(BIN)/python scripts/bench.py
 
+# For less: make study STUDY="--policy PATH --episodes 20"
+STUDY ?= --policy assets/insertion-policy
+train: $(STAMP)  ## the demo's policy from nothing: demonstrations, then both stages (1 to 3 hours)
+	$(BIN)/python scripts/demonstrate.py --out runs/demonstrations
+	$(BIN)/python scripts/train.py --data runs/demonstrations --out runs/policy
+
+study: $(STAMP)  ## success and error over the latency of vision, three ways to run a policy (hours)
+	$(BIN)/python scripts/study_latency.py $(STUDY)
+
 soak: $(STAMP)  ## the receiver alone at 10 Hz under full load, counting missed deadlines (HOURS=1)
 	$(BIN)/python scripts/bench_lateness.py --hours $(HOURS)
 
@@ -87,6 +98,11 @@ soak-serving: $(DEV_STAMP)  ## four robots on one policy server under random fau
 TUNE ?=
 tune: $(DEV_STAMP)  ## which actions_per_chunk and threshold to use (TUNE="--inference-ms 50 …")
 	$(BIN)/python scripts/tune_chunking.py $(TUNE)
+
+# About nine minutes, in real time: make compare COMPARE="--seconds 20" is shorter.
+COMPARE ?=
+compare: $(DEV_STAMP)  ## four ways to run one policy on the shipped bag, delay 0.8 s and 0
+	$(BIN)/python scripts/compare_architectures.py assets/example_bag --delays 0.8 0 $(COMPARE)
 
 profile: $(DEV_STAMP)  ## where the receiver's processor time goes under full load
 	$(BIN)/python scripts/profile_receiver.py

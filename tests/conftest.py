@@ -31,8 +31,10 @@ def program() -> Iterator[Callable[..., Child]]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small policy, made once a test run by the command that users run."""
+    """The small policy, as `scripts/make_tiny_checkpoint.py` makes it, made once a test run."""
+    from policies.qwen_vla import save_policy
+    from policies.qwen_vla.tiny import make_tiny_policy
+
     folder = tmp_path_factory.mktemp("policy") / "tiny"
-    maker = Child("scripts/make_tiny_checkpoint.py", "--out", str(folder))
-    assert maker.end(120) == 0, maker.text
+    save_policy(make_tiny_policy(), folder)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -10,29 +11,49 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+_PORTS = range(10_000, 32_000)
+"""Below those that systems hand out by themselves: nobody gets one between its choice and use."""
+_BLOCKS = 8
+_APART = 3
+"""Blocks from one worker's to the next one's: a whole rig's ports span more than a block."""
+
+
+def _candidates() -> Iterator[int]:
+    """The ports of this process's block in turn: tests that run at once have a block each."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = len(_PORTS) // _BLOCKS
+    first = _PORTS[worker * _APART % _BLOCKS * size]
+    for number in itertools.count(os.getpid() * 101):
+        yield first + number % size
+
+
+_candidate = _candidates()
+
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free for TCP and UDP now."""
-    held: list[socket.socket] = []
+    """Ports that are free for TCP and UDP now, and will not be given out again for long."""
     ports: list[int] = []
     while len(ports) < count:
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        tcp.bind(("127.0.0.1", 0))
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        held += [tcp, udp]
-        try:
-            udp.bind(("127.0.0.1", tcp.getsockname()[1]))
-        except OSError:
-            continue
-        ports.append(tcp.getsockname()[1])
-    for sock in held:
-        sock.close()
+        port = next(_candidate)
+        if is_free(port):
+            ports.append(port)
     return ports
+
+
+def is_free(port: int) -> bool:
+    """Whether a program can bind it, for TCP and UDP, now."""
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        try:
+            tcp.bind(("", port))
+            udp.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:

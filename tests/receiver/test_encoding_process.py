@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,8 @@ import torch
 
 from common.wire import MalformedMessage
 from policies.base import DualRatePolicy, PolicyError
+from policies.qwen_vla import save_policy
+from policies.qwen_vla.tiny import make_tiny_policy
 from receiver.encoders import EncoderError, LocalEncoder
 from receiver.encoding_process import EncodingProcess
 from receiver.loading import PolicyOptions, load, load_fast_half
@@ -130,12 +132,10 @@ def test_another_checkpoint_in_the_place_of_the_first_is_refused(
     shared: EncodingProcess,
     jpegs: dict[str, bytes],
     options: PolicyOptions,
-    program: Callable[..., Child],
     tmp_path: Path,
 ) -> None:
     other = tmp_path / "other"
-    maker = program("scripts/make_tiny_checkpoint.py", "--out", str(other), "--seed", "5")
-    assert maker.end(120) == 0, maker.text
+    save_policy(make_tiny_policy(seed=5), other)
     shared._options = replace(options, checkpoint=str(other))
     of(shared).kill()
     try:

@@ -13,7 +13,7 @@ import pytest
 
 from common.jpeg import jpeg_size
 from common.session import Session, find_sessions
-from tests.receiver.test_programs import Setup, Start
+from tests.receiver.test_programs import IN_ONE, Setup, Start
 from tests.support import Child
 
 
@@ -48,7 +48,7 @@ def assert_complete_up_to(session: Session, killed_at: float) -> None:
 
 
 def kill_and_recover(setup: Setup, moment_s: float) -> Session:
-    receiver = setup.receiver("--save-data")
+    receiver = setup.receiver("--save-data", *IN_ONE)
     receiver.wait_for(r"\[RECORD\] writing into")
     threading.Event().wait(moment_s)  # the moment is the point, no condition to wait for
     killed_at = time.time()
@@ -64,7 +64,7 @@ def test_a_killed_session_is_recovered(setup: Setup) -> None:
     session = kill_and_recover(setup, 2.0)
     assert len(session.samples) > 300
     # The next start makes a folder of its own and touches nothing of the old one.
-    receiver = setup.receiver("--save-data", "--duration", "1")
+    receiver = setup.receiver("--save-data", "--duration", "1", *IN_ONE)
     assert receiver.end() == 0
     assert len(find_sessions(setup.folder)) == 2
     assert all(sender.stop() == 0 for sender in senders)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import zmq
 
 from common import endpoints, wire
+from receiver import main as receiver_program
 from tests.support import Child, free_ports
 
 Start = Callable[..., Child]
@@ -25,12 +27,14 @@ class Setup:
         self.camera, self.robot, self.sensor, self.action, self.time = free_ports(5)
         self.summary_path = folder / "summary.json"
 
-    def receiver(self, *extra: str) -> Child:
+    def arguments(self, *extra: str) -> list[str]:
         named = ("camera", "robot", "sensor", "action", "time")
         ports = [f"--ports.{name}={getattr(self, name)}" for name in named]
         paths = ["--output-dir", str(self.folder), "--summary", str(self.summary_path)]
-        given = ["--checkpoint", str(self.checkpoint), *paths, *ports, *extra]
-        return self.start("receiver/main.py", *given)
+        return ["--checkpoint", str(self.checkpoint), *paths, *ports, *extra]
+
+    def receiver(self, *extra: str) -> Child:
+        return self.start("receiver/main.py", *self.arguments(*extra))
 
     def sender(self, name: str) -> Child:
         clock = ["--time-port", str(self.time)]
@@ -82,11 +86,20 @@ SUMMARY_KEYS = [
     "policy",
 ]
 
+IN_ONE = ("--slow-loop", "thread")
+"""For tests to which it is all the same: one process that loads PyTorch, and not two."""
+
 SILENT = {"cameras": r"View\d silent", "robot": "robot silent", "sensor": "sensor silent"}
 LIMIT_S = {"cameras": 2.0, "robot": 0.5, "sensor": 0.5}
 
 
-@pytest.mark.parametrize("order", [("sensor", "robot", "cameras"), ("cameras", "sensor", "robot")])
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("sensor", "robot", "cameras"),
+        pytest.param(("cameras", "sensor", "robot"), marks=pytest.mark.slow),
+    ],
+)
 def test_senders_come_go_and_come_back_in_any_order(setup: Setup, order: tuple[str, ...]) -> None:
     receiver = setup.receiver()
     senders = {}
@@ -175,7 +188,7 @@ def test_a_run_ends_by_itself_with_its_files_and_its_summary(setup: Setup) -> No
 
 def test_episodes_have_their_own_folders_and_counters(setup: Setup) -> None:
     senders = {name: setup.sender(name) for name in ("robot", "cameras", "sensor")}
-    receiver = setup.receiver()
+    receiver = setup.receiver(*IN_ONE)
     receiver.wait_for(r"\[ACTION #8\]")
     before = len(receiver.lines)
     assert senders["robot"].stop() == 0  # says episode_end as it leaves
@@ -198,7 +211,7 @@ def test_episodes_have_their_own_folders_and_counters(setup: Setup) -> None:
 def test_results_survive_sigkill(setup: Setup) -> None:
     for name in ("robot", "cameras", "sensor"):
         setup.sender(name)
-    receiver = setup.receiver()
+    receiver = setup.receiver(*IN_ONE)
     receiver.wait_for(r"\[ACTION #20\]")
     receiver.wait_for(r"\[ACTION #31\]")
     receiver.kill()
@@ -210,7 +223,7 @@ def test_results_survive_sigkill(setup: Setup) -> None:
 def test_without_a_robot_inference_runs_and_every_action_is_a_hold(setup: Setup) -> None:
     for name in ("cameras", "sensor"):
         setup.sender(name)
-    receiver = setup.receiver("--no-robot-required", "--duration", "3")
+    receiver = setup.receiver("--no-robot-required", "--duration", "3", *IN_ONE)
     context = zmq.Context()
     actions = context.socket(zmq.SUB)
     actions.subscribe(b"")
@@ -229,23 +242,38 @@ def test_without_a_robot_inference_runs_and_every_action_is_a_hold(setup: Setup)
 
 
 def test_sigterm_stops_cleanly_before_anything_came(setup: Setup) -> None:
-    receiver = setup.receiver()
+    receiver = setup.receiver(*IN_ONE)
     receiver.wait_for(r"\[WAIT\] VL Features: False \| Images: False \(0/5\)")
     assert receiver.stop(signal.SIGTERM) == 0
     assert setup.summary()["actions"] == 0
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"\x80\x04."])
-def test_an_unreadable_checkpoint_is_one_line_and_code_2(
-    setup: Setup, content: bytes | None
-) -> None:
+def test_an_unreadable_checkpoint_is_one_line_and_code_2(setup: Setup) -> None:
     setup.checkpoint = setup.folder / "policy.pt"
-    if content is not None:
-        setup.checkpoint.write_bytes(content)
+    setup.checkpoint.write_bytes(b"not a checkpoint")
     receiver = setup.receiver()
     assert receiver.end() == 2
     assert "policy.pt" in receiver.text
     assert receiver.text.count("\n") == 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"\x80\x04."])
+def test_whatever_is_wrong_with_a_checkpoint_is_one_line(
+    setup: Setup,
+    content: bytes | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setup.checkpoint = setup.folder / "policy.pt"
+    if content is not None:
+        setup.checkpoint.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["main.py", *setup.arguments(*IN_ONE)])
+    with pytest.raises(SystemExit) as caught:
+        receiver_program.main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "policy.pt" in said
+    assert said.count("\n") == 1
 
 
 def test_a_port_in_use_is_one_line_and_code_1(setup: Setup) -> None:
@@ -274,7 +302,7 @@ def test_a_time_port_in_use_leaves_clocks_to_one_way(setup: Setup) -> None:
     taken.bind(f"tcp://*:{setup.time}")
     for name in ("robot", "cameras", "sensor"):
         setup.sender(name)
-    receiver = setup.receiver()
+    receiver = setup.receiver(*IN_ONE)
     receiver.wait_for("for the time exchange: .*: clocks are estimated one-way")
     receiver.wait_for("^Time: not answering")
     receiver.wait_for(r"\[ACTION #3\]")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from scripts.benches import Comparison, read_rows, report
 from scripts.loaded_receiver import Load, lateness_of
 from scripts.profile_receiver import py_spy, read_collapsed
 from scripts.stand_in_receiver import pass_seconds
-from tests.support import Child
+from tests.support import Child, free_ports, is_free
 
 USED = (endpoints.CAMERA, endpoints.ROBOT, endpoints.SENSOR, endpoints.ACTION, endpoints.TIME)
 
@@ -23,23 +22,10 @@ USED = (endpoints.CAMERA, endpoints.ROBOT, endpoints.SENSOR, endpoints.ACTION, e
 def free_offset() -> int:
     """Added to the usual ports, it gives ports that are free now."""
     for _ in range(100):
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            offset = probe.getsockname()[1] - endpoints.CAMERA.port
-        ports = [e.port + offset for e in USED]
-        if max(ports) < 65536 and all(_is_free(port) for port in ports):
+        offset = free_ports(1)[0] - endpoints.CAMERA.port
+        if all(is_free(e.port + offset) for e in USED):
             return offset
     raise AssertionError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-        try:
-            tcp.bind(("", port))
-            udp.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 @pytest.fixture
@@ -61,6 +47,7 @@ def bench(program: Callable[..., Child], tmp_path: Path) -> Callable[..., list[C
     return run
 
 
+@pytest.mark.slow
 def test_lateness(bench: Callable[..., list[Comparison]], tiny_checkpoint: Path) -> None:
     (row,) = bench(
         "bench_lateness.py",

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from common import endpoints
-from tests.support import ROOT, free_ports, wait_until
+from tests.support import ROOT, free_ports, is_free, wait_until
 
 USED = (
     endpoints.CAMERA,
@@ -33,10 +33,7 @@ def free_offset() -> int:
     """A number that, added to every default port, gives one that is free."""
     for port in free_ports(50):
         offset = port - endpoints.CAMERA.port
-        ports = [e.port + offset for e in USED]
-        if max(ports) < 60_000 and not set(ports) & {
-            c.laddr.port for c in psutil.net_connections()
-        }:
+        if all(is_free(e.port + offset) for e in USED):
             return offset
     raise AssertionError("no room for a run's ports")
 
@@ -86,30 +83,25 @@ def test_the_whole_pipeline_moves_the_arm(tmp_path: Path, rig_checkpoint: Path) 
     assert "deadlines missed" in output
 
 
-def test_ctrl_c_ends_everything_cleanly(tmp_path: Path, rig_checkpoint: Path) -> None:
-    process = demo(tmp_path, rig_checkpoint, "--duration", "300")
-    latest = tmp_path / "runs" / "latest"
-    wait_until(lambda: list(latest.glob("async_inference_*")), "the first results", 120)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 6  # the receiver's slow half is one of them
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert not [child for child in children if child.is_running()]
-    assert json.loads((latest / "summary.json").read_text())["actions"] > 0
-
-
-def test_a_port_in_use_is_said_and_nothing_is_left_behind(
+def test_a_second_one_is_told_that_its_ports_are_in_use_and_ctrl_c_ends_the_first_cleanly(
     tmp_path: Path, rig_checkpoint: Path
 ) -> None:
     first = demo(tmp_path / "a", rig_checkpoint, "--duration", "300")
     latest = tmp_path / "a" / "runs" / "latest"
-    wait_until(lambda: list(latest.glob("async_inference_*")), "the first demo", 120)
+    wait_until(lambda: list(latest.glob("async_inference_*")), "the first results", 120)
+    children = psutil.Process(first.pid).children(recursive=True)
+    assert len(children) == 6  # the receiver's slow half is one of them
+
     offset = first.args[first.args.index("--port-offset") + 1]  # type: ignore[index,union-attr]
     second = demo(tmp_path / "b", rig_checkpoint, "--port-offset", str(offset))
     output, _ = second.communicate(timeout=120)
     assert second.returncode == 1
     assert "in use" in output
     assert "Traceback" not in output
+
+    assert all(child.is_running() for child in children)
     os.killpg(first.pid, signal.SIGINT)
-    assert first.wait(60) == 0
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, output
+    assert not [child for child in children if child.is_running()]
+    assert json.loads((latest / "summary.json").read_text())["actions"] > 0

@@ -287,7 +287,8 @@ def test_the_program_writes_a_file_and_does_not_overwrite(
     arguments = ["scripts/export_session.py", str(folder), "--format", "mcap", "--out", str(out)]
     first = program(*arguments)
     assert first.end() == 0, first.text
-    assert "one.mcap" in first.text and "MB/s" in first.text
+    said = first.text.replace("\n", "")  # a long path is broken at the width of a terminal
+    assert "one.mcap" in said and "MB/s" in said
     before = out.read_bytes()
     second = program(*arguments)
     assert second.end() == 2
