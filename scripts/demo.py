@@ -40,7 +40,7 @@ class DemoOptions:
     """Seconds of inference."""
     seed: int = 0
     """Where the port in the eye phantom is."""
-    checkpoint: Path = Path("assets/insertion-policy")
+    checkpoint: Path = Path("runs/tiny-checkpoint")
     """The policy; where nothing is there, a small one with random weights is made."""
     vl_reuse: int = 4
     """Actions a vision-language feature serves."""
