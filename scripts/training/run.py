@@ -79,7 +79,7 @@ def _goals(traces: Sequence[Trace]) -> Tensor:
 
 
 def _first_goals(path: Path, split: _Split) -> Tensor:
-    """The goals (N, 6) that training began with: what is told of the robot is relative to them.
+    """The goals (N, 6) that training began with: the robot is told of relative to them.
 
     They stay when it goes on with more demonstrations, or what was learned would mean another thing.
     """
