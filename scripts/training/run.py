@@ -81,7 +81,7 @@ def _goals(traces: Sequence[Trace]) -> Tensor:
 def _first_goals(path: Path, split: _Split) -> Tensor:
     """The goals (N, 6) that training began with: the robot is told of relative to them.
 
-    They stay when it goes on with more demonstrations, or what was learned would mean another thing.
+    They stay when it goes on with more demonstrations, or what was learned would mean others.
     """
     if not path.exists():
         torch.save(_goals(split.learned), path)
