@@ -25,7 +25,7 @@ from scripts.training.act import Batch, Episodes
 from scripts.training.errors import TipMetric
 from scripts.training.look import Schedule, load_state, save_state
 from scripts.training.record import Record, read_record
-from scripts.training.run import _encoded, _goals, _split
+from scripts.training.run import encoded, goals_of, split_traces
 from scripts.training.small import without_dropout
 from scripts.training.traces import read_traces
 
@@ -187,14 +187,14 @@ def train_flow(options: FlowOptions) -> Iterator[str]:
     options.work.mkdir(parents=True, exist_ok=True)
     base = load_policy(options.base, device="cpu", keep_plain=True)
     check_base(base.config)
-    traces = _split(read_traces(options.data, base.config.views), options.kept)
+    traces = split_traces(read_traces(options.data, base.config.views), options.kept)
     yield f"{len(traces.learned)} episodes to learn from, {len(traces.kept)} to judge by"
-    metric = TipMetric(_goals(traces.learned).mean(dim=0).numpy(), options.tool_mm)
+    metric = TipMetric(goals_of(traces.learned).mean(dim=0).numpy(), options.tool_mm)
     episodes = []
     for given in (traces.learned, traces.kept):
         # Where nothing moves there is nothing to learn of acting.
         part = [trace for trace in given if trace.moves]
-        features, looks = _encoded(base, part)
+        features, looks = encoded(base, part)
         # A tensor made in inference mode cannot be learned from.
         own = features.clone()
         episodes.append(Episodes(base.config, part, own, looks.trace, looks.seen_s, options.lag_s))

@@ -30,7 +30,7 @@ from scripts.training.traces import Trace, read_traces
 if TYPE_CHECKING:
     from scripts.train import TrainOptions
 
-__all__ = ["CannotTrain", "train"]
+__all__ = ["CannotTrain", "encoded", "goals_of", "split_traces", "train"]
 
 _JUDGED_BATCHES = 8
 
@@ -60,7 +60,7 @@ def train(options: TrainOptions) -> Iterator[str]:
     yield f"picture  {picture}"
 
 
-def _split(traces: Sequence[Trace], share: float) -> _Split:
+def split_traces(traces: Sequence[Trace], share: float) -> _Split:
     """By a digest of the episode, so that it stays where it is when others come in."""
     learned: list[Trace] = []
     kept: list[Trace] = []
@@ -74,7 +74,8 @@ def _split(traces: Sequence[Trace], share: float) -> _Split:
     return _Split(learned, kept)
 
 
-def _goals(traces: Sequence[Trace]) -> Tensor:
+def goals_of(traces: Sequence[Trace]) -> Tensor:
+    """Where traces end, (N, 6) joint angles."""
     return torch.tensor(np.array([trace.goal_deg for trace in traces]), dtype=torch.float32)
 
 
@@ -84,13 +85,13 @@ def _first_goals(path: Path, split: _Split) -> Tensor:
     They stay when it goes on with more demonstrations, or what was learned would mean others.
     """
     if not path.exists():
-        torch.save(_goals(split.learned), path)
+        torch.save(goals_of(split.learned), path)
     goals: Tensor = torch.load(path, weights_only=True)
     return goals
 
 
 def _train_small(options: TrainOptions) -> Iterator[str]:
-    split = _split(read_traces(options.data, options.views), options.kept)
+    split = split_traces(read_traces(options.data, options.views), options.kept)
     yield f"{len(split.learned)} episodes to learn from, {len(split.kept)} to judge by"
     goals = _first_goals(options.work / "goals.pt", split)
     small = make_small(options.views, goals, options.rows, options.seed)
@@ -132,15 +133,15 @@ def _fine_tune(options: TrainOptions) -> Iterator[str]:
         raise CannotTrain(f"{options.checkpoint}: without a sensor there is no fast half to train")
     if config.action.space == "pose_delta":
         raise CannotTrain(f"{options.checkpoint}: gives poses; sessions hold examples of joints")
-    split = _split(read_traces(options.data, config.views), options.kept)
+    split = split_traces(read_traces(options.data, config.views), options.kept)
     yield f"{len(split.learned)} episodes to learn from, {len(split.kept)} to judge by"
-    metric = TipMetric(_goals(split.learned).mean(dim=0).numpy(), options.tool_mm)
+    metric = TipMetric(goals_of(split.learned).mean(dim=0).numpy(), options.tool_mm)
     fast = policy.fast
     assert fast.sensor_encoder is not None
     for module in (fast.sensor_encoder, fast.action_expert):
         module.requires_grad_(True)
         without_dropout(module)
-    seen = tuple(_encoded(policy, part) for part in (split.learned, split.kept))
+    seen = tuple(encoded(policy, part) for part in (split.learned, split.kept))
     yield f"{len(seen[0][1].trace)} looks to learn from"
     yield from _act(
         options,
@@ -157,7 +158,7 @@ def _fine_tune(options: TrainOptions) -> Iterator[str]:
     yield f"checkpoint  {options.out}"
 
 
-def _encoded(policy: QwenVlaPolicy, traces: Sequence[Trace]) -> tuple[Tensor, Looks]:
+def encoded(policy: QwenVlaPolicy, traces: Sequence[Trace]) -> tuple[Tensor, Looks]:
     """Features of all looks by the policy's own slow half."""
     features, numbers, times = [], [], []
     for number, trace in enumerate(traces):
@@ -166,7 +167,7 @@ def _encoded(policy: QwenVlaPolicy, traces: Sequence[Trace]) -> tuple[Tensor, Lo
             features.append(policy.encode(pictures, policy.config.task)[0, 0].float().cpu())
             numbers.append(number)
             times.append(seen_s)
-    looks = Looks(torch.empty(0), _goals(traces), np.array(numbers), np.array(times))
+    looks = Looks(torch.empty(0), goals_of(traces), np.array(numbers), np.array(times))
     return torch.stack(features), looks
 
 
