@@ -33,8 +33,8 @@ _CLEARANCE_MM, _WALL_DEPTH_MM, _PUSHED_ASIDE_MM = 0.3, -1.5, 0.9
 # The arm is where it was told to be about so much later (its position loop, 30 Hz).
 _ARM_LAG_S = 0.012
 
-# A needle this far off the port's direction still goes in: 1.1 mm over the depth of the tissue, in a
-# port of 1.5 mm. To turn it any further would ask much of the wrist, which is 30 degrees from
+# A needle this far off the port's direction still goes in: 1.1 mm over the depth of the tissue, in
+# a port of 1.5 mm. To turn it any further would ask much of the wrist, which is 30 degrees from
 # straight, and of whoever learns it: with 3 degrees joint 4 goes four times as far.
 _SLANT_DEG = 8.0
 
