@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import signal
@@ -108,6 +109,25 @@ def test_commands_move_hold_and_reset_it(rig: StartRig) -> None:
         state = newest(link)
         assert state.seed == 11
         assert state.joints_deg == pytest.approx(HOME_DEG, abs=0.05)
+
+
+def test_episodes_are_judged_one_after_the_other(rig: StartRig, tmp_path: Path) -> None:
+    score = tmp_path / "score.jsonl"
+    running = rig("--judged", "--episode-s", "1.5", "--score", str(score), "--seed", "5")
+    with link_to(running) as link, commands_to(running) as commands:
+        wait_until(lambda: newest(link).sim_time_s > 2.0, "some time without a command", 60)
+        assert newest(link).episode == 0  # nobody has begun yet
+        for number in (0, 1):
+            commands.send(msgpack.packb({"joints": list(HOME_DEG)}))
+            wait_until(lambda n=number: newest(link).episode == n + 1, "the next episode", 60)
+            assert newest(link).seed == 6 + number
+    running.child.wait_for(r"rig: episode 1 \(seed 6\): failed \(never inside\) after")
+    entries = [json.loads(line) for line in score.read_text().splitlines()]
+    assert [(e["number"], e["seed"], e["success"]) for e in entries[:2]] == [
+        (0, 5, False),
+        (1, 6, False),
+    ]
+    assert running.child.stop() == 0
 
 
 def test_bad_messages_are_counted_and_change_nothing(
