@@ -28,7 +28,7 @@ from senders.drivers import DriverError
 from sim.model import RigConfig, build_model
 from sim.rendering import RigRenderer
 
-_START_S = 60.0
+_START_S = 120.0
 _STOP_S = 10.0
 
 
