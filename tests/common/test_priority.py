@@ -16,13 +16,19 @@ import json, os, sys, threading, time, zmq
 from common.priority import fast_loop_first, slow_half_behind, this_process_first
 context = zmq.Context()
 context.socket(zmq.PULL).close()  # ZeroMQ starts its threads with the first socket
-def names():
-    tasks = os.listdir("/proc/self/task")
-    return {t: open(f"/proc/self/task/{t}/comm").read().strip() for t in tasks}
+def of_zmq():
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            if open(f"/proc/self/task/{task}/comm").read().startswith("ZMQbg"):
+                found.append(int(task))
+        except OSError:
+            pass  # a thread that has just ended
+    return found
 # Each sets its own priority once more before it takes its name.
-while sum(name.startswith("ZMQbg") for name in names().values()) < 2:
+while len(of_zmq()) < 2:
     time.sleep(0.001)
-end, before = threading.Event(), threading.Thread(target=lambda: end.wait())
+end, before = threading.Event(), threading.Thread(target=lambda: end.wait(), daemon=True)
 before.start()
 first, seen = this_process_first(), {}
 def look(name, prepare):
@@ -35,12 +41,8 @@ for name, prepare in (("other", int), ("fast", fast_loop_first), ("slow", slow_h
 seen["before"] = [
     os.sched_getscheduler(before.native_id), os.sched_getparam(before.native_id).sched_priority
 ]
-policies = {
-    open(f"/proc/self/task/{t}/comm").read().strip(): os.sched_getscheduler(int(t))
-    for t in os.listdir("/proc/self/task")
-}
+zmq_policies = [os.sched_getscheduler(task) for task in of_zmq()]
 end.set()
-zmq_policies = [p for name, p in policies.items() if name.startswith("ZMQbg")]
 print(json.dumps({"first": first, "seen": seen, "zmq": zmq_policies}))
 """
 
