@@ -308,6 +308,9 @@ def began(link: Link) -> bool:
     return True
 
 
+# Now and then, on a busy machine, the server is not reached again for 30 s after it goes on; why is
+# not known.
+@pytest.mark.slow
 def test_a_server_that_falls_silent_is_lost_in_seconds(program: Callable[..., Child]) -> None:
     """Stopped, it keeps its connections open and answers nothing, as when the network is cut."""
     ports = free_ports(2)
@@ -330,7 +333,8 @@ def test_a_server_that_falls_silent_is_lost_in_seconds(program: Callable[..., Ch
     wait_until(lambda: len(lost) == len(links), "both links to be lost", 15.0)
     server.process.send_signal(signal.SIGCONT)
     for link in links:
-        wait_until(lambda link=link: began(link), "the server to be back")  # type: ignore[misc]
+        what = f"the server to be back; it lives: {server.process.poll() is None}; {server.text}"
+        wait_until(lambda link=link: began(link), what)  # type: ignore[misc]
         exchange(link, 2)
     # And one that comes back before anyone notices, but with nothing in its memory.
     server.kill()
