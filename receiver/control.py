@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-import select
-import sys
 import threading
 from typing import Protocol
 
+from common.typed import typed_lines
 from receiver.threads import Latest
 
 __all__ = ["listen"]
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.25
 _LONGEST = 2000
 
 
@@ -55,21 +52,5 @@ def _obey(line: str, task: Latest[str], note: Latest[str], recorder: Switch) -> 
 
 def listen(task: Latest[str], note: Latest[str], recorder: Switch, stop: threading.Event) -> None:
     """Obey lines from stdin until it ends or `stop` is set."""
-    try:
-        source = sys.stdin.fileno()
-    except (AttributeError, ValueError, OSError):
-        return  # no stdin: nothing to listen to
-    pending = b""
-    while not stop.is_set():
-        try:
-            if not select.select([source], [], [], _POLL_S)[0]:
-                continue
-            data = os.read(source, 4096)
-        except OSError:
-            return  # a terminal that went away
-        if not data:
-            return
-        *whole, pending = (pending + data).split(b"\n")
-        pending = pending[-2 * _LONGEST :]
-        for line in whole:
-            _obey(line.decode("utf-8", "replace"), task, note, recorder)
+    for line in typed_lines(stop):
+        _obey(line.decode("utf-8", "replace"), task, note, recorder)

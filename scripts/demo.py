@@ -100,7 +100,7 @@ def main() -> int:
             board.close()
     for line in trouble:
         out.print(f"[red]{line}[/red]")
-    missed = _show(folder, options.seed, out)
+    missed = _show(folder, out)
     return 1 if failed or trouble or (options.check and missed) else 0
 
 
@@ -276,7 +276,7 @@ def _goals(
     return rows
 
 
-def _show(folder: Path, seed: int, out: Console) -> bool:
+def _show(folder: Path, out: Console) -> bool:
     """Print the summary and draw the report; True when a goal was missed."""
     path = folder / "summary.json"
     if not path.exists():
@@ -295,7 +295,7 @@ def _show(folder: Path, seed: int, out: Console) -> bool:
     if summary["actions"]:
         from scripts.report import draw_report
 
-        out.print(f"picture  {draw_report(folder, seed)}")
+        out.print(f"picture  {draw_report(folder)}")
     return not all(met for *_, met in rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,15 @@ from sim.layout import RigConfig
 from sim.rendering import RigRenderer
 from sim.rig import InsertionRig
 from sim.task import DISTANCE_MM
+from sim.trace import read_trace
 
 __all__ = ["draw_report"]
 
 _INK, _SLOW, _FAST, _WARM, _SOFT = "#22303c", "#8e5ea2", "#2a78b5", "#d1603d", "#c9d3db"
 _GOOD = "#2e8b57"
 _TIMELINE_S = 4.0
+_JOINTS = tuple(f"j{index}" for index in range(1, 7))
+_NEEDED = ("wall_time", *_JOINTS, "distance_mm", "force_n", "episode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,7 @@ def _load(folder: Path) -> _Run:
     for episode in summary["results"]:
         for path in sorted(Path(episode).glob("inference_results_*.json")):
             actions += json.loads(path.read_text())
-    with (folder / "rig.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    trace = {key: np.array([float(row[key]) for row in rows]) for key in (rows[0] if rows else ())}
+    trace = read_trace(folder / "rig.csv", _NEEDED)
     return _Run(summary, actions, trace, actions[0]["deadline"], read_score(folder / "score.jsonl"))
 
 
@@ -164,10 +164,10 @@ def _contact(axes: Axes, run: _Run) -> None:
 def _joints(axes: Axes, run: _Run) -> None:
     time = run.trace["wall_time"] - run.start
     shown = (time >= 0) & (time <= run.summary["duration_s"])
-    for index in range(1, 7):
-        angle = run.trace[f"j{index}"][shown]
+    for name in _JOINTS:
+        angle = run.trace[name][shown]
         if len(angle):
-            axes.plot(time[shown], angle - angle[0], linewidth=1.2, label=f"J{index}")
+            axes.plot(time[shown], angle - angle[0], linewidth=1.2, label=name.upper())
     axes.legend(frameon=False, fontsize=9, ncols=6, loc="upper center")
     axes.margins(x=0.01, y=0.25)
     _style(axes, "What the arm did", "seconds", "joints from their start, °")
@@ -184,11 +184,12 @@ def _headline(run: _Run) -> str:
     )
 
 
-def _final_views(run: _Run, seed: int) -> list[tuple[str, NDArray[np.uint8]]]:
+def _final_views(run: _Run) -> list[tuple[str, NDArray[np.uint8]]]:
     """What the five cameras see at the end of the run: the rig is put there and drawn again."""
-    joints = [run.trace[f"j{index}"][-1] for index in range(1, 7)]
-    rig = InsertionRig(RigConfig(), seed)
-    rig.reset(seed + int(run.trace["episode"][-1]), joints)
+    if "seed" not in run.trace or not len(run.trace["seed"]):
+        return []  # an older rig did not say where the port was
+    rig = InsertionRig(RigConfig())
+    rig.reset(int(run.trace["seed"][-1]), [run.trace[name][-1] for name in _JOINTS])
     try:
         with RigRenderer(rig.model, 640, 360) as renderer:
             pictures = renderer.render(rig.data)
@@ -197,13 +198,14 @@ def _final_views(run: _Run, seed: int) -> list[tuple[str, NDArray[np.uint8]]]:
     return [(view, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)) for view, image in pictures.items()]
 
 
-def draw_report(folder: Path, seed: int) -> Path:
+def draw_report(folder: Path) -> Path:
     """Draw `folder/report.png` from the summary, the results and the rig's trace in `folder`.
 
-    `seed` is the rig's. Needs at least one action.
+    Needs at least one action. The pictures of an older rig's trace, which has no column `seed`, are
+    left out. ValueError, one line, for a trace or a score that cannot be read.
     """
     run = _load(folder)
-    views = _final_views(run, seed)
+    views = _final_views(run)
     plt.rcParams.update(
         {
             "font.size": 10,

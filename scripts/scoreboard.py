@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import IO, Any
 
+from common.typed import typed_lines
+
 __all__ = ["Scoreboard", "read_score"]
 
 _EVERY_S = 0.2
+_TYPING_ENDS_S = 2.0
+_FIGURES = {"number", "success", "took_s", "reason", "rms_mm"}
 
 
 def read_score(path: Path) -> list[dict[str, Any]]:
-    """The episodes judged so far; a line that is still being written is left for the next time."""
+    """The episodes judged so far; a line that is still being written is left for the next time.
+
+    Empty where there is no such file. ValueError, one line, for one that is no score; OSError.
+    """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [_entry(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
+    entry: Any = None
+    with contextlib.suppress(ValueError):
+        entry = json.loads(line)
+    whole = isinstance(entry, dict) and set(entry) >= _FIGURES
+    if not whole or not isinstance(entry["number"], int) or not isinstance(entry["success"], bool):
+        raise ValueError(f"{path}: line {number} is no judged episode: {line[:60]!r}")
+    return dict(entry)
 
 
 class Scoreboard:
@@ -34,27 +51,32 @@ class Scoreboard:
         self._turn = threading.Lock()
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._watching, name="scoreboard", daemon=True)
+        self._type = threading.Thread(target=self._typing, name="typing", daemon=True)
         self._watch.start()
-        # Ends with the program only: nothing wakes a thread that waits for a terminal.
-        threading.Thread(target=self._typing, name="typing", daemon=True).start()
+        self._type.start()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching and passing on; safe to call twice."""
         self._stop.set()
         self._watch.join()
+        # Not for ever: another program may take from the terminal what this one was to read.
+        self._type.join(_TYPING_ENDS_S)
 
     def _watching(self) -> None:
         told = 0
         while not self._stop.wait(_EVERY_S):
-            episodes = read_score(self._score)
+            try:
+                episodes = read_score(self._score)
+            except (OSError, ValueError) as error:
+                self._tell(f"note no score: {error}\n".encode())
+                return
             if len(episodes) > told:
                 told = len(episodes)
                 self._tell(f"note {_said(episodes)}\n".encode())
 
     def _typing(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # no standard input, or closed under us
-            for line in sys.stdin.buffer:
-                self._tell(line)
+        for line in typed_lines(self._stop):
+            self._tell(line + b"\n")
 
     def _tell(self, line: bytes) -> None:
         with self._turn, contextlib.suppress(OSError, ValueError):  # the receiver has ended

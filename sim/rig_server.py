@@ -226,7 +226,7 @@ class RigServer:
         reading = reading or self.rig.read()
         self._publish(at, reading, samples)
         if self._trace:
-            self._trace.add(at, self.rig.joints_deg, reading, self.rig.episode)
+            self._trace.add(at, self.rig.joints_deg, reading, self.rig.episode, self.rig.seed)
         if self._score and (over := self._score.see(reading, self.rig.episode, self.rig.seed)):
             print(over.line(), flush=True)
             self._reset((self.rig.seed + 1) % 2**31, tick.deadline)

@@ -8,17 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from sim.rig import Reading
-from sim.trace import COLUMNS
+from sim.trace import Header, TraceError
 
 __all__ = ["TraceError", "TraceReader"]
 
-_AT, _EPISODE = COLUMNS.index("wall_time"), COLUMNS.index("episode")
-_TIP = [COLUMNS.index(name) for name in ("tip_x", "tip_y", "tip_z")]
+_TIP = ("tip_x", "tip_y", "tip_z")
 _FIELDS = ("distance_mm", "lateral_mm", "depth_mm", "force_n", "tissue_mm")
-
-
-class TraceError(ValueError):
-    """A record that cannot be read; one line."""
+_NEEDED = ("wall_time", "episode", *_TIP, *_FIELDS)
 
 
 class TraceReader:
@@ -31,7 +27,7 @@ class TraceReader:
         self._rest = b""
         self._episode = -1
         self._began_at = 0.0
-        self._header_seen = False
+        self._header: Header | None = None
 
     def new(self) -> Iterator[tuple[int, Reading]]:
         """Episode and reading of each new row, in order; TraceError, OSError."""
@@ -42,21 +38,16 @@ class TraceReader:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             text = line.decode("ascii", "replace")
-            if self._header_seen:
-                yield self._row(text)
-            elif text != ",".join(COLUMNS):
-                raise TraceError(f"{self._path}: not a record of the rig")
+            if self._header is None:
+                self._header = Header.of(self._path, text, _NEEDED)
             else:
-                self._header_seen = True
+                yield self._row(self._header, text)
 
-    def _row(self, line: str) -> tuple[int, Reading]:
-        try:
-            values = [float(cell) for cell in line.split(",")]
-            at, episode = values[_AT], int(values[_EPISODE])
-            named = {name: values[COLUMNS.index(name)] for name in _FIELDS}
-        except (ValueError, IndexError):
-            raise TraceError(f"{self._path}: broken line: {line[:80]}") from None
+    def _row(self, header: Header, line: str) -> tuple[int, Reading]:
+        values = dict(zip(header.names, header.row(line), strict=True))
+        at, episode = values["wall_time"], int(values["episode"])
         if episode != self._episode:
             self._episode, self._began_at = episode, at
-        tip = np.array([values[place] for place in _TIP])
+        tip = np.array([values[name] for name in _TIP])
+        named = {name: values[name] for name in _FIELDS}
         return episode, Reading(time_s=at - self._began_at, tip_mm=tip, **named)

@@ -194,7 +194,7 @@ def test_the_rigs_record_is_read_while_it_grows(tmp_path: Path) -> None:
     joints = np.arange(6.0)
     for k in range(300):
         given = replace(reading(0.0, error=0.5), tip_mm=np.array([1.0, 2.0, 3.0]))
-        trace.add(1000.0 + k / 100, joints, given, 0 if k < 150 else 1)
+        trace.add(1000.0 + k / 100, joints, given, k // 150, 7 + k // 150)
     trace.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
@@ -209,9 +209,31 @@ def test_the_rigs_record_is_read_while_it_grows(tmp_path: Path) -> None:
     assert list(reader.new()) == []
 
 
-@pytest.mark.parametrize("text", ["hello\n", ",".join(COLUMNS) + "\n1,2\n"])
-def test_what_is_no_record_is_said(tmp_path: Path, text: str) -> None:
+def test_the_columns_of_a_record_are_known_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "rig.csv"
+    # Older rigs had no seed; another may have more, in another order.
+    names = [*reversed([name for name in COLUMNS if name != "seed"]), "mood"]
+    values = dict.fromkeys(names, 0.5) | {"episode": 3, "tip_y": 2.0, "depth_mm": -1.0}
+    path.write_text(f"{','.join(names)}\n{','.join(str(values[name]) for name in names)}\n")
+    ((episode, given),) = TraceReader(path).new()
+    assert episode == 3
+    assert given.tip_mm.tolist() == [0.5, 2.0, 0.5] and given.depth_mm == -1.0
+
+
+ROW_OF_ONES = ",".join("1" for _ in COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hello\n", "not a record"),
+        (",".join(COLUMNS) + "\n1,2\n", "broken line"),
+        (f"{','.join(COLUMNS)}\n{ROW_OF_ONES}\n{ROW_OF_ONES.replace('1', 'inf')}\n", "broken line"),
+        (",".join(COLUMNS).replace("depth_mm", "deep") + "\n", "no column depth_mm"),
+    ],
+)
+def test_what_is_no_record_is_said(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "rig.csv"
     path.write_text(text)
-    with pytest.raises(TraceError):
+    with pytest.raises(TraceError, match=said):
         list(TraceReader(path).new())

@@ -76,6 +76,7 @@ def test_the_scoreboard_tells_the_receiver(tmp_path: Path) -> None:
             return words in heard.decode()
 
         episode = {"number": 0, "seed": 3, "success": True, "took_s": 4.2, "rms_mm": 0.31}
+        episode["reason"] = ""
         score.write_text(json.dumps(episode) + "\n")
         wait_until(lambda: hears("note 1 of 1 episodes succeeded"), "the first note", 20)
         failed = episode | {"number": 1, "success": False, "rms_mm": None, "reason": "force"}
