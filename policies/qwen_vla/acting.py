@@ -11,13 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from common.kinematics import flange_transform
 from common.wire import RobotState
 from policies.base import ActionChunk, PolicyError, PolicySpec
-from policies.qwen_vla.config import JOINTS, PolicyConfig, RobotConfig
+from policies.qwen_vla.config import JOINTS, NEAR_MM, PolicyConfig, RobotConfig
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.runner import FastRunner
 
 __all__ = ["FastHalf", "count", "fast_spec", "told_of"]
+
+# A turn of the tool counts as what it moves a point so far up the tool by.
+_LEVER_MM = 20.0
 
 
 def fast_spec(config: PolicyConfig, device: torch.device, identity: str) -> PolicySpec:
@@ -45,15 +49,40 @@ def count(parameters: Iterable[Tensor]) -> int:
 
 
 def told_of(
-    config: RobotConfig, joints_deg: ArrayLike, speeds_deg_s: ArrayLike
+    config: RobotConfig,
+    joints_deg: ArrayLike,
+    speeds_deg_s: ArrayLike,
+    goal_deg: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
-    """What a policy is told of a robot: (channels,), for (6,) angles and (6,) or no speeds."""
+    """What a policy is told of a robot: (channels,).
+
+    Args:
+        config: what it is told.
+        joints_deg: (6,).
+        speeds_deg_s: (6,), or none.
+        goal_deg: (6,) where the episode is to end, as features say; where `tool_mm` is given.
+    """
     told = (np.asarray(joints_deg, np.float64) - config.center_deg) / config.span_deg
     if config.speed_deg_s:
         speeds = np.asarray(speeds_deg_s, np.float64)
         known = speeds.shape == (JOINTS,) and np.isfinite(speeds).all()
         told = np.append(told, speeds / config.speed_deg_s if known else np.zeros(JOINTS))
+    if config.tool_mm:
+        assert goal_deg is not None
+        off_mm = _from_goal(joints_deg, goal_deg, config.tool_mm)
+        told = np.append(told, np.arcsinh(off_mm / NEAR_MM))
     return told.astype(np.float32)
+
+
+def _from_goal(
+    joints_deg: ArrayLike, goal_deg: ArrayLike, tool_mm: ArrayLike
+) -> NDArray[np.float64]:
+    """Where the tool is in its own frame at the goal: (6,) mm, its tip and a turn of its axis."""
+    tool = np.asarray(tool_mm, np.float64)
+    (turned, at), (goal, there) = (flange_transform(angles) for angles in (joints_deg, goal_deg))
+    tip = (at + turned @ tool) - (there + goal @ tool)
+    axis = _LEVER_MM * (turned[:, 2] - goal[:, 2])
+    return np.concatenate((goal.T @ tip, goal.T @ axis))
 
 
 class FastHalf:
@@ -77,6 +106,10 @@ class FastHalf:
             raise ValueError("a fast half needs its weights in one form at least")
         self.config = config
         self._plain, self._runner, self._spec = plain, runner, spec
+        if runner is not None:
+            self._readout = runner.goal_readout
+        else:
+            self._readout = getattr(self.fast.action_expert, "goal_readout", None)
         self._device = self.fast.action_expert.pos_embed.device if runner is None else runner.device
 
     @property
@@ -113,7 +146,8 @@ class FastHalf:
                 finite.
         """
         joints = self._joints(robot)
-        delta = self._evaluate(features, self._window(sensor, robot)).float().cpu().numpy()
+        window = self._window(sensor, robot, features)
+        delta = self._evaluate(features, window).float().cpu().numpy()
         actions = delta.copy()
         if joints is not None:
             actions[:, :JOINTS] += joints
@@ -144,8 +178,21 @@ class FastHalf:
             raise PolicyError(f"the robot's joint angles must be {JOINTS} finite numbers")
         return joints
 
+    def _goal(self, features: Tensor) -> NDArray[np.float32] | None:
+        """Joint angles (6,) at which the episode is to end; None where none are read."""
+        if self._readout is None:
+            return None
+        weight = next(self._readout.parameters())
+        goal: NDArray[np.float32] = (
+            self._readout(features.to(weight).mean(dim=1))[0].float().cpu().numpy()
+        )
+        return goal
+
     def _window(
-        self, sensor: NDArray[np.float32] | None, robot: RobotState | None
+        self,
+        sensor: NDArray[np.float32] | None,
+        robot: RobotState | None,
+        features: Tensor,
     ) -> Tensor | None:
         config = self.config
         if config.sensor is None:
@@ -161,7 +208,9 @@ class FastHalf:
         window = np.empty((1, len(sensor), config.sensor.channels), np.float32)
         window[0, :, :channels] = sensor
         if config.robot is not None and robot is not None:
-            window[0, :, channels:] = told_of(config.robot, robot.joints, robot.speeds)
+            window[0, :, channels:] = told_of(
+                config.robot, robot.joints, robot.speeds, self._goal(features)
+            )
         return torch.from_numpy(window)
 
     def _evaluate(self, features: Tensor, window: Tensor | None) -> Tensor:

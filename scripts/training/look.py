@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policies.qwen_vla.config import JOINTS, RobotConfig
 from scripts.training.errors import TipMetric
 from scripts.training.looks import Looks
 from scripts.training.towers import TrainableSlowHalf
@@ -58,12 +59,12 @@ def batch_at(step: int, count: int, size: int) -> Tensor:
 class LookTrainer(nn.Module):
     """The slow half with a linear read-out of the goal."""
 
-    def __init__(self, slow: TrainableSlowHalf, width: int, home_deg: Tensor, span_deg: Tensor):
+    def __init__(self, slow: TrainableSlowHalf, width: int, robot: RobotConfig) -> None:
         super().__init__()
         self.slow = slow
-        self.goal = nn.Linear(width, 6)
-        self.register_buffer("home_deg", home_deg)
-        self.register_buffer("span_deg", span_deg)
+        self.goal = nn.Linear(width, JOINTS)
+        self.register_buffer("home_deg", torch.tensor(robot.center_deg))
+        self.register_buffer("span_deg", torch.tensor(robot.span_deg))
 
     def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Features (batch, width), and goals (batch, 6) in degrees."""

@@ -19,7 +19,7 @@ from policies.qwen_vla.config import PolicyConfig
 from policies.qwen_vla.images import PatchShape, cut, resize, target_size
 from scripts.training.traces import Trace
 
-__all__ = ["Looks", "collect_looks", "levels_of"]
+__all__ = ["Looks", "collect_looks", "levels_of", "unseen"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,14 @@ def collect_looks(traces: Sequence[Trace], config: PolicyConfig, shape: PatchSha
         np.array(numbers),
         np.array(times),
     )
+
+
+def unseen(traces: Sequence[Trace]) -> Looks:
+    """All looks of some traces without their pictures: `levels` is empty."""
+    numbers = [number for number, trace in enumerate(traces) for _ in trace.seen_s]
+    goals = np.array([traces[number].goal_deg for number in numbers])
+    times = np.concatenate([trace.seen_s for trace in traces])
+    return Looks(torch.empty(0), torch.tensor(goals, dtype=torch.float32), np.array(numbers), times)
 
 
 def _decoded(jpeg: bytes) -> NDArray[np.uint8]:

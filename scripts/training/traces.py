@@ -28,7 +28,9 @@ class Trace:
         goal_deg: (6,) joint angles when the task was done.
         times_s: (N,) moments of the joint angles, ascending.
         joints_deg: (N, 6).
-        pushed: (N,) bool; what the arm did then is no example.
+        ticks_s: (K,) moments that `rows_deg` says what to do at; none: what the arm did next, at
+            any moment, is the example.
+        rows_deg: (K, H, 6) joint targets, 0.1 s apart.
         first_s: from when on there is a whole sensor window.
         window: gives the sensor window that ends at a time.
         seen_s: (P,) when pictures were taken.
@@ -38,7 +40,8 @@ class Trace:
     goal_deg: Vector
     times_s: Vector
     joints_deg: Vector
-    pushed: NDArray[np.bool_]
+    ticks_s: Vector
+    rows_deg: NDArray[np.float32]
     first_s: float
     window: Windows
     seen_s: Vector
@@ -63,7 +66,8 @@ def from_demonstration(made: Demonstration) -> Trace:
         goal_deg=made.goal_deg,
         times_s=made.times_s,
         joints_deg=made.joints_deg,
-        pushed=made.pushed,
+        ticks_s=made.ticks_s,
+        rows_deg=made.rows_deg,
         first_s=0.1,
         window=window,
         seen_s=made.seen_s,
@@ -120,7 +124,8 @@ def from_session(session: Session, views: tuple[str, ...]) -> Trace:
         goal_deg=joints[times >= times[-1] - _END_S].mean(axis=0),
         times_s=times[inside],
         joints_deg=joints[inside],
-        pushed=np.zeros(int(inside.sum()), bool),
+        ticks_s=np.zeros(0),
+        rows_deg=np.zeros((0, 0, 6), np.float32),
         first_s=0.1,
         window=window,
         seen_s=seen,
