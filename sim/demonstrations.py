@@ -6,23 +6,20 @@ distance to the tissue, from which `sim.ascan` makes them, each time with other 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.demonstration_files import Demonstration
 from sim.expert import Expert, joints_for_tip
 from sim.layout import HOME_DEG, Layout, RigConfig, tip_transform
 from sim.rendering import RigRenderer
 from sim.rig import InsertionRig
 from sim.task import DISTANCE_MM
 
-__all__ = ["Demonstration", "Demonstrator", "read_demonstrations", "write_demonstrations"]
+__all__ = ["Demonstrator"]
 
 Vector = NDArray[np.float64]
 
@@ -37,36 +34,6 @@ _TISSUE_MM = (0.8, 2.0)
 _PUSH_EVERY_S = 0.8
 _PUSH_S = (0.08, 0.3)
 _PUSH_ASIDE_MM_S, _PUSH_DEPTH_MM_S = 5.0, 12.0
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """One demonstration, from wherever it starts until the tip has followed the tissue for a while.
-
-    Attributes:
-        seed: of the layout.
-        goal_deg: (6,) joint angles with the tip in the port, at its mean distance to the tissue.
-        times_s: (N,) every 10 ms.
-        joints_deg: (N, 6) at those times.
-        pushed: (N,) bool, whether the arm was being pushed off its way then; what it did is no
-            example of what to do.
-        sampled_s: (M,) at 650 Hz.
-        forces_n: (M,) at those times.
-        distances_mm: (M,) from the tip to the tissue, at those times.
-        seen_s: (P,) when pictures were taken.
-        pictures: P JPEGs by view.
-    """
-
-    seed: int
-    goal_deg: Vector
-    times_s: Vector
-    joints_deg: Vector
-    pushed: NDArray[np.bool_]
-    sampled_s: Vector
-    forces_n: NDArray[np.float32]
-    distances_mm: NDArray[np.float32]
-    seen_s: Vector
-    pictures: dict[str, list[bytes]]
 
 
 _KINDS = ("home", "look", "look", "inside", "look", "look")
@@ -191,10 +158,6 @@ class _Pushes:
         return self._speed
 
 
-_ARRAYS: tuple[str, ...] = ("goal_deg", "times_s", "joints_deg", "pushed", "sampled_s", "forces_n")
-_ARRAYS += ("distances_mm", "seen_s")
-
-
 def _sample(rig: InsertionRig) -> tuple[float, float, float]:
     reading = rig.read()
     return reading.time_s, reading.force_n, reading.distance_mm
@@ -226,39 +189,3 @@ def _start(kind: str, config: RigConfig, layout: Layout, rng: np.random.Generato
         spread = 0.015
     axis = axis + rng.normal(0.0, spread, 3)
     return joints_for_tip(tip, axis / np.linalg.norm(axis), home)
-
-
-def write_demonstrations(path: Path, made: Sequence[Demonstration]) -> None:
-    """Write a file of demonstrations, whole or not at all; raises OSError."""
-    arrays: dict[str, Any] = {}
-    index = []
-    for number, one in enumerate(made):
-        for name in _ARRAYS:
-            arrays[f"{number}/{name}"] = getattr(one, name)
-        for view, pictures in one.pictures.items():
-            for place, picture in enumerate(pictures):
-                arrays[f"{number}/{view}/{place}"] = np.frombuffer(picture, np.uint8)
-        index.append({"seed": one.seed, "views": list(one.pictures), "looks": len(one.seen_s)})
-    arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
-    draft = path.with_name(f".{path.name}.part")
-    with draft.open("wb") as file:
-        np.savez(file, **arrays)
-    draft.replace(path)
-
-
-def read_demonstrations(path: Path) -> Iterator[Demonstration]:
-    """The demonstrations of a file; raises ValueError or OSError for anything else."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for number, entry in enumerate(json.loads(file["index"].tobytes())):
-                pictures = {
-                    view: [
-                        file[f"{number}/{view}/{place}"].tobytes()
-                        for place in range(entry["looks"])
-                    ]
-                    for view in entry["views"]
-                }
-                fields = {name: file[f"{number}/{name}"] for name in _ARRAYS}
-                yield Demonstration(seed=int(entry["seed"]), pictures=pictures, **fields)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no demonstrations ({error})") from None

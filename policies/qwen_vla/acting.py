@@ -17,7 +17,7 @@ from policies.qwen_vla.config import JOINTS, PolicyConfig, RobotConfig
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.runner import FastRunner
 
-__all__ = ["FastHalf", "count", "fast_spec", "told_of"]
+__all__ = ["FastHalf", "count", "fast_spec", "start_deg", "told_of", "window_of"]
 
 
 def fast_spec(config: PolicyConfig, device: torch.device, identity: str) -> PolicySpec:
@@ -54,6 +54,57 @@ def told_of(
         known = speeds.shape == (JOINTS,) and np.isfinite(speeds).all()
         told = np.append(told, speeds / config.speed_deg_s if known else np.zeros(JOINTS))
     return told.astype(np.float32)
+
+
+def start_deg(config: PolicyConfig, robot: RobotState | None) -> NDArray[np.float32] | None:
+    """The joint angles (6,) in degrees that rows begin at.
+
+    None where the policy is told nothing of the robot: its rows begin at zeros.
+
+    Raises:
+        PolicyError: no robot was seen, or its angles are not six finite numbers.
+    """
+    if config.robot is None:
+        return None
+    if robot is None:
+        raise PolicyError("the policy needs the robot's joint angles, and no robot was seen")
+    joints = np.array(robot.joints, dtype=np.float32)
+    if joints.shape != (JOINTS,) or not np.isfinite(joints).all():
+        raise PolicyError(f"the robot's joint angles must be {JOINTS} finite numbers")
+    return joints
+
+
+def window_of(
+    config: PolicyConfig, sensor: NDArray[np.float32] | None, robot: RobotState | None
+) -> Tensor | None:
+    """A sensor window (1, T, channels) with what the policy is told of the robot.
+
+    Args:
+        config: the policy's.
+        sensor: (T, channels of the sensor itself), oldest sample first, T at least 1.
+        robot: whose joints are told, where the policy is told of them; `start_deg` checks it.
+
+    Returns:
+        A copy on the CPU; None where the policy takes no sensor.
+
+    Raises:
+        PolicyError: no window, one of another shape, or values that are not finite.
+    """
+    if config.sensor is None:
+        return None
+    if sensor is None:
+        raise PolicyError(f"fusion {config.expert.fusion} needs a sensor window")
+    channels = config.sensor_channels
+    if sensor.ndim != 2 or sensor.shape[0] < 1 or sensor.shape[1] != channels:
+        raise PolicyError(f"a sensor window must be (samples, {channels}), not {sensor.shape}")
+    if not np.isfinite(sensor).all():
+        raise PolicyError("the sensor window holds values that are not finite")
+    # A copy: the window may be a view of a ring that goes on, and torch wants it writable.
+    window = np.empty((1, len(sensor), config.sensor.channels), np.float32)
+    window[0, :, :channels] = sensor
+    if config.robot is not None and robot is not None:
+        window[0, :, channels:] = told_of(config.robot, robot.joints, robot.speeds)
+    return torch.from_numpy(window)
 
 
 class FastHalf:
@@ -112,8 +163,8 @@ class FastHalf:
             PolicyError: no window or no robot where one is needed, a wrong shape, or values not
                 finite.
         """
-        joints = self._joints(robot)
-        delta = self._evaluate(features, self._window(sensor, robot)).float().cpu().numpy()
+        joints, window = start_deg(self.config, robot), window_of(self.config, sensor, robot)
+        delta = self._evaluate(features, window).float().cpu().numpy()
         actions = delta.copy()
         if joints is not None:
             actions[:, :JOINTS] += joints
@@ -132,37 +183,6 @@ class FastHalf:
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise PolicyError(f"not features of a policy: {error}") from None
         return features
-
-    def _joints(self, robot: RobotState | None) -> NDArray[np.float32] | None:
-        """Joint angles (6,) in degrees; None where the policy is told nothing of the robot."""
-        if self.config.robot is None:
-            return None
-        if robot is None:
-            raise PolicyError("the policy needs the robot's joint angles, and no robot was seen")
-        joints = np.array(robot.joints, dtype=np.float32)
-        if joints.shape != (JOINTS,) or not np.isfinite(joints).all():
-            raise PolicyError(f"the robot's joint angles must be {JOINTS} finite numbers")
-        return joints
-
-    def _window(
-        self, sensor: NDArray[np.float32] | None, robot: RobotState | None
-    ) -> Tensor | None:
-        config = self.config
-        if config.sensor is None:
-            return None
-        if sensor is None:
-            raise PolicyError(f"fusion {config.expert.fusion} needs a sensor window")
-        channels = config.sensor_channels
-        if sensor.ndim != 2 or sensor.shape[0] < 1 or sensor.shape[1] != channels:
-            raise PolicyError(f"a sensor window must be (samples, {channels}), not {sensor.shape}")
-        if not np.isfinite(sensor).all():
-            raise PolicyError("the sensor window holds values that are not finite")
-        # A copy: the window may be a view of a ring that goes on, and torch wants it writable.
-        window = np.empty((1, len(sensor), config.sensor.channels), np.float32)
-        window[0, :, :channels] = sensor
-        if config.robot is not None and robot is not None:
-            window[0, :, channels:] = told_of(config.robot, robot.joints, robot.speeds)
-        return torch.from_numpy(window)
 
     def _evaluate(self, features: Tensor, window: Tensor | None) -> Tensor:
         """The delta (rows, columns)."""

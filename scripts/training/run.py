@@ -20,12 +20,14 @@ from policies.qwen_vla.config import PolicyConfig
 from policies.qwen_vla.images import PatchShape
 from policies.qwen_vla.policy import QwenVlaPolicy
 from scripts.training.act import ActTrainer, Batch, Episodes
+from scripts.training.data import read_traces
 from scripts.training.errors import TipMetric
-from scripts.training.look import LookTrainer, Schedule
+from scripts.training.look import LookTrainer
 from scripts.training.looks import Looks, collect_looks
+from scripts.training.loop import Schedule
 from scripts.training.record import Record, draw
 from scripts.training.small import make_small, without_dropout
-from scripts.training.traces import Trace, read_traces
+from scripts.training.traces import Trace
 
 if TYPE_CHECKING:
     from scripts.train import TrainOptions
@@ -35,7 +37,7 @@ __all__ = ["CannotTrain", "encoded", "goals_of", "split_traces", "train"]
 _JUDGED_BATCHES = 8
 
 
-class CannotTrain(Exception):
+class CannotTrain(ValueError):
     """The data or the checkpoint does not allow it; one line that says what to do."""
 
 

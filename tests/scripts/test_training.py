@@ -20,12 +20,15 @@ from policies.base import AT_REST
 from policies.qwen_vla import load_policy
 from policies.qwen_vla.images import PatchShape
 from scripts.training.act import ActTrainer, Episodes
+from scripts.training.data import read_traces
 from scripts.training.errors import TipMetric
-from scripts.training.look import LookTrainer, Schedule, learning_rate
+from scripts.training.look import LookTrainer
 from scripts.training.looks import collect_looks, levels_of
+from scripts.training.loop import Schedule, learning_rate
 from scripts.training.small import SmallParts, make_small
-from scripts.training.traces import Trace, from_demonstration, read_traces
-from sim.demonstrations import Demonstration, Demonstrator, write_demonstrations
+from scripts.training.traces import Trace, from_demonstration
+from sim.demonstration_files import Demonstration, write_demonstrations
+from sim.demonstrations import Demonstrator
 from sim.layout import HOME_DEG, tip_transform
 from tests.support import ROOT
 
