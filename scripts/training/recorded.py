@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from common.session import FrameEntry, Samples, Session, States, newest_at
 from scripts.training.traces import OLDEST_LOOK_S, Trace, Vector
 
-__all__ = ["from_session"]
+__all__ = ["TooShort", "from_session"]
 
 # The end of an episode, over which the goal is averaged; pictures a second that are looked at.
 _END_S = 1.0
@@ -23,6 +23,10 @@ _WINDOW_S = 0.1
 _FIND = "scripts/validate_session.py says where"
 
 
+class TooShort(ValueError):
+    """A session of less than a second: nothing can be seen of how it was done."""
+
+
 def from_session(session: Session, views: tuple[str, ...]) -> Trace:
     """A trace of a recorded session. Its end is taken for the goal: it must have gone well.
 
@@ -31,7 +35,8 @@ def from_session(session: Session, views: tuple[str, ...]) -> Trace:
 
     Raises:
         SessionError: the session cannot be read.
-        ValueError: a stream is missing, or holds what is no number, or it is shorter than a second.
+        TooShort: all streams together cover less than a second.
+        ValueError: a stream is missing, or holds what is no number.
     """
     name = session.folder
     states, samples = session.states, session.samples
@@ -48,7 +53,7 @@ def from_session(session: Session, views: tuple[str, ...]) -> Trace:
     inside = at >= begins
     times = at[inside] - begins
     if not len(times) or times[-1] < _END_S:
-        raise ValueError(f"{name}: shorter than {_END_S:g} s")
+        raise TooShort(f"{name}: shorter than {_END_S:g} s")
     seen, pictures = _looks(name, shots, begins, float(times[-1]))
     joints = joints[inside]
     looked_s = times - seen[np.maximum(newest_at(seen, times), 0)]
