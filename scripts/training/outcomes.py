@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from common.session import Session
 from scripts.scoreboard import read_score
+from sim.trace import read_trace
 
 __all__ = ["FAILED", "went_well"]
 
@@ -59,12 +60,5 @@ class _Rig:
 
 @cache
 def _rig_of(folder: Path) -> _Rig:
-    path = folder / _TRACE
-    first, *lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    names = first.split(",")
-    try:
-        columns = (names.index("wall_time"), names.index("episode"))
-        table = np.loadtxt(lines, delimiter=",", usecols=columns, ndmin=2)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a record of the rig ({error})") from None
-    return _Rig(table[:, 0], table[:, 1])
+    columns = read_trace(folder / _TRACE, ("wall_time", "episode"))
+    return _Rig(columns["wall_time"], columns["episode"])

@@ -15,7 +15,7 @@ __all__ = ["TooShort", "from_session"]
 # The end of an episode, over which the goal is averaged; pictures a second that are looked at.
 _END_S = 1.0
 _LOOKS_HZ = 2.0
-_OLDEST_PICTURE_S = 0.2
+_OLDEST_PICTURE_S = 0.5
 _OLDEST_SAMPLE_S = 0.1
 # Between two states further apart nobody knows where the arm was.
 _GAP_S, _GAP_PERIODS = 0.1, 3.0
@@ -102,19 +102,22 @@ class _Shots:
 def _looks(
     name: Path, shots: dict[str, _Shots], begins: float, span_s: float
 ) -> tuple[Vector, dict[str, list[bytes]]]:
-    """When to look, from the beginning on, and the newest JPEG of each view then."""
+    """Looks from the beginning on, where no picture is old: when (P,), and the JPEGs by view.
+
+    A look is of the moment at which the oldest of its pictures was taken.
+    """
     moments = begins + np.arange(0.0, span_s, 1.0 / _LOOKS_HZ)
-    # A time is rounded on its way: the picture of the first moment is as old as that.
+    # A time is rounded on its way: the last of the first pictures is as late as the beginning.
     newest = {view: newest_at(shot.at, moments + 1e-6) for view, shot in shots.items()}
-    ages = [moments - shot.at[newest[view]] for view, shot in shots.items()]
-    fresh = np.max(ages, axis=0) <= _OLDEST_PICTURE_S
+    taken = np.min([shot.at[newest[view]] for view, shot in shots.items()], axis=0)
+    fresh = moments - taken <= _OLDEST_PICTURE_S
     if not fresh.any():
         raise ValueError(f"{name}: at no moment pictures of {', '.join(shots)}")
     pictures = {
         view: [shot.entries[place].read() for place in newest[view][fresh]]
         for view, shot in shots.items()
     }
-    return moments[fresh] - begins, pictures
+    return taken[fresh] - begins, pictures
 
 
 class _Felt:
