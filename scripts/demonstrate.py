@@ -22,7 +22,8 @@ from rich.progress import TimeRemainingColumn as Remaining
 
 from common import cli
 from senders.drivers import DriverError
-from sim.demonstrations import Demonstrator, write_demonstrations
+from sim.demonstration_files import write_demonstrations
+from sim.demonstrations import Demonstrator
 
 __all__ = ["FIRST_SEED", "main"]
 

@@ -11,6 +11,7 @@ Stopped at any moment, the same command goes on where it was.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common import cli
-from common.session import SessionError
+from scripts.training.command import carry_out
 
 __all__ = ["TrainOptions", "main"]
 
@@ -86,20 +87,13 @@ class TrainOptions:
 def main() -> int:
     """Train; the exit code."""
     options = cli.parse(TrainOptions)
-    from policies.base import PolicyError
-    from scripts.training.run import CannotTrain, train
 
-    try:
-        for line in train(options):
-            print(line, flush=True)
-    except (PolicyError, SessionError, CannotTrain, ValueError) as error:
-        cli.fail(" ".join(str(error).split()))
-    except OSError as error:
-        cli.fail(f"{error.filename or options.work}: {error.strerror}")
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {options.work}", file=sys.stderr)
-        return 130
-    return 0
+    def training() -> Iterator[str]:
+        from scripts.training.run import train
+
+        return train(options)
+
+    return carry_out(training, options.work)
 
 
 if __name__ == "__main__":

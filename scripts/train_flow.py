@@ -8,6 +8,7 @@ Stopped at any moment, the same command goes on where it was.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common import cli
-from common.session import SessionError
+from scripts.training.command import carry_out
 
 __all__ = ["FlowOptions", "main"]
 
@@ -67,21 +68,13 @@ class FlowOptions:
 def main() -> int:
     """Train; the exit code."""
     options = cli.parse(FlowOptions)
-    from policies.base import PolicyError
-    from scripts.training.flow import train_flow
-    from scripts.training.run import CannotTrain
 
-    try:
-        for line in train_flow(options):
-            print(line, flush=True)
-    except (PolicyError, SessionError, CannotTrain, ValueError) as error:
-        cli.fail(" ".join(str(error).split()))
-    except OSError as error:
-        cli.fail(f"{error.filename or options.work}: {error.strerror}")
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {options.work}", file=sys.stderr)
-        return 130
-    return 0
+    def training() -> Iterator[str]:
+        from scripts.training.flow import train_flow
+
+        return train_flow(options)
+
+    return carry_out(training, options.work)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,21 @@ distance to the tissue, from which `sim.ascan` makes them, each time with other 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.demonstration_files import Demonstration
 from sim.expert import Expert, joints_for_tip
 from sim.layout import HOME_DEG, Layout, RigConfig, tip_transform
 from sim.rendering import RigRenderer
 from sim.rig import InsertionRig
 from sim.task import DISTANCE_MM
 
-__all__ = ["Demonstration", "Demonstrator", "read_demonstrations", "write_demonstrations"]
+__all__ = ["Demonstrator"]
 
 Vector = NDArray[np.float64]
 
@@ -43,37 +40,6 @@ _KEPT = (0.5, 0.9)
 _WELL = 0.2  # of the episodes are without
 # Errors end short of the tissue, and of the wall.
 _CLEARANCE_MM, _WALL_DEPTH_MM, _ASIDE_MM = 0.3, -1.5, 1.3
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """One demonstration, from wherever it starts until the tip has followed the tissue for a while.
-
-    Attributes:
-        seed: of the layout.
-        goal_deg: (6,) joint angles with the tip in the port, at its mean distance to the tissue.
-        times_s: (N,) every 10 ms.
-        joints_deg: (N, 6) at those times.
-        ticks_s: (K,) every 100 ms: when the expert was asked what to do.
-        rows_deg: (K, 16, 6) joint targets that it gave, 100 ms apart, whatever the arm did then.
-        sampled_s: (M,) at 650 Hz.
-        forces_n: (M,) at those times.
-        distances_mm: (M,) from the tip to the tissue, at those times.
-        seen_s: (P,) when pictures were taken.
-        pictures: P JPEGs by view.
-    """
-
-    seed: int
-    goal_deg: Vector
-    times_s: Vector
-    joints_deg: Vector
-    ticks_s: Vector
-    rows_deg: NDArray[np.float32]
-    sampled_s: Vector
-    forces_n: NDArray[np.float32]
-    distances_mm: NDArray[np.float32]
-    seen_s: Vector
-    pictures: dict[str, list[bytes]]
 
 
 _KINDS = ("home", "look", "look", "inside", "look", "look")
@@ -246,10 +212,6 @@ class _Clumsy:
         return port + depth * axis + aside
 
 
-_ARRAYS: tuple[str, ...] = ("goal_deg", "times_s", "joints_deg", "ticks_s", "rows_deg", "forces_n")
-_ARRAYS += ("sampled_s", "distances_mm", "seen_s")
-
-
 def _sample(rig: InsertionRig) -> tuple[float, float, float]:
     reading = rig.read()
     return reading.time_s, reading.force_n, reading.distance_mm
@@ -281,39 +243,3 @@ def _start(kind: str, config: RigConfig, layout: Layout, rng: np.random.Generato
         spread = 0.015
     axis = axis + rng.normal(0.0, spread, 3)
     return joints_for_tip(tip, axis / np.linalg.norm(axis), home)
-
-
-def write_demonstrations(path: Path, made: Sequence[Demonstration]) -> None:
-    """Write a file of demonstrations, whole or not at all; raises OSError."""
-    arrays: dict[str, Any] = {}
-    index = []
-    for number, one in enumerate(made):
-        for name in _ARRAYS:
-            arrays[f"{number}/{name}"] = getattr(one, name)
-        for view, pictures in one.pictures.items():
-            for place, picture in enumerate(pictures):
-                arrays[f"{number}/{view}/{place}"] = np.frombuffer(picture, np.uint8)
-        index.append({"seed": one.seed, "views": list(one.pictures), "looks": len(one.seen_s)})
-    arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
-    draft = path.with_name(f".{path.name}.part")
-    with draft.open("wb") as file:
-        np.savez(file, **arrays)
-    draft.replace(path)
-
-
-def read_demonstrations(path: Path) -> Iterator[Demonstration]:
-    """The demonstrations of a file; raises ValueError or OSError for anything else."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for number, entry in enumerate(json.loads(file["index"].tobytes())):
-                pictures = {
-                    view: [
-                        file[f"{number}/{view}/{place}"].tobytes()
-                        for place in range(entry["looks"])
-                    ]
-                    for view in entry["views"]
-                }
-                fields = {name: file[f"{number}/{name}"] for name in _ARRAYS}
-                yield Demonstration(seed=int(entry["seed"]), pictures=pictures, **fields)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no demonstrations ({error})") from None

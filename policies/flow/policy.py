@@ -16,7 +16,7 @@ from policies.flow.chunker import UnderWay
 from policies.flow.config import FlowConfig, check_base
 from policies.flow.head import FlowHead
 from policies.flow.sampling import guided, sample, soft_mask
-from policies.qwen_vla.acting import FastHalf, count
+from policies.qwen_vla.acting import FastHalf, count, start_deg, window_of
 from policies.qwen_vla.checkpoint import Checkpoint
 from policies.qwen_vla.config import JOINTS
 from policies.qwen_vla.fast import FastParts
@@ -107,8 +107,8 @@ class FlowPolicy(FastHalf):
         Raises:
             PolicyError: no window or no robot, a wrong shape, or values not finite.
         """
-        joints = self._joints(robot)
-        window = self._window(sensor, robot, features)
+        joints = start_deg(self.config, robot)
+        window = window_of(self.config, sensor, robot, self.goal_deg(features))
         assert joints is not None and window is not None  # by check_base
         weight = self._head.pos_embed
         felt = self._sensor(window.to(weight))

@@ -18,7 +18,7 @@ from policies.qwen_vla.config import JOINTS, NEAR_MM, PolicyConfig, RobotConfig
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.runner import FastRunner
 
-__all__ = ["FastHalf", "count", "fast_spec", "told_of"]
+__all__ = ["FastHalf", "count", "fast_spec", "start_deg", "told_of", "window_of"]
 
 # A turn of the tool counts as what it moves a point so far up the tool by.
 _LEVER_MM = 20.0
@@ -85,6 +85,61 @@ def _from_goal(
     return np.concatenate((goal.T @ tip, goal.T @ axis))
 
 
+def start_deg(config: PolicyConfig, robot: RobotState | None) -> NDArray[np.float32] | None:
+    """The joint angles (6,) in degrees that rows begin at.
+
+    None where the policy is told nothing of the robot: its rows begin at zeros.
+
+    Raises:
+        PolicyError: no robot was seen, or its angles are not six finite numbers.
+    """
+    if config.robot is None:
+        return None
+    if robot is None:
+        raise PolicyError("the policy needs the robot's joint angles, and no robot was seen")
+    joints = np.array(robot.joints, dtype=np.float32)
+    if joints.shape != (JOINTS,) or not np.isfinite(joints).all():
+        raise PolicyError(f"the robot's joint angles must be {JOINTS} finite numbers")
+    return joints
+
+
+def window_of(
+    config: PolicyConfig,
+    sensor: NDArray[np.float32] | None,
+    robot: RobotState | None,
+    goal_deg: NDArray[np.float32] | None = None,
+) -> Tensor | None:
+    """A sensor window (1, T, channels) with what the policy is told of the robot.
+
+    Args:
+        config: the policy's.
+        sensor: (T, channels of the sensor itself), oldest sample first, T at least 1.
+        robot: whose joints are told, where the policy is told of them; `start_deg` checks it.
+        goal_deg: (6,) where the episode is to end, where the policy reads that.
+
+    Returns:
+        A copy on the CPU; None where the policy takes no sensor.
+
+    Raises:
+        PolicyError: no window, one of another shape, or values that are not finite.
+    """
+    if config.sensor is None:
+        return None
+    if sensor is None:
+        raise PolicyError(f"fusion {config.expert.fusion} needs a sensor window")
+    channels = config.sensor_channels
+    if sensor.ndim != 2 or sensor.shape[0] < 1 or sensor.shape[1] != channels:
+        raise PolicyError(f"a sensor window must be (samples, {channels}), not {sensor.shape}")
+    if not np.isfinite(sensor).all():
+        raise PolicyError("the sensor window holds values that are not finite")
+    # A copy: the window may be a view of a ring that goes on, and torch wants it writable.
+    window = np.empty((1, len(sensor), config.sensor.channels), np.float32)
+    window[0, :, :channels] = sensor
+    if config.robot is not None and robot is not None:
+        window[0, :, channels:] = told_of(config.robot, robot.joints, robot.speeds, goal_deg)
+    return torch.from_numpy(window)
+
+
 class FastHalf:
     """Acts on features, wherever they were computed.
 
@@ -145,8 +200,8 @@ class FastHalf:
             PolicyError: no window or no robot where one is needed, a wrong shape, or values not
                 finite.
         """
-        joints = self._joints(robot)
-        window = self._window(sensor, robot, features)
+        joints = start_deg(self.config, robot)
+        window = window_of(self.config, sensor, robot, self.goal_deg(features))
         delta = self._evaluate(features, window).float().cpu().numpy()
         actions = delta.copy()
         if joints is not None:
@@ -167,19 +222,11 @@ class FastHalf:
             raise PolicyError(f"not features of a policy: {error}") from None
         return features
 
-    def _joints(self, robot: RobotState | None) -> NDArray[np.float32] | None:
-        """Joint angles (6,) in degrees; None where the policy is told nothing of the robot."""
-        if self.config.robot is None:
-            return None
-        if robot is None:
-            raise PolicyError("the policy needs the robot's joint angles, and no robot was seen")
-        joints = np.array(robot.joints, dtype=np.float32)
-        if joints.shape != (JOINTS,) or not np.isfinite(joints).all():
-            raise PolicyError(f"the robot's joint angles must be {JOINTS} finite numbers")
-        return joints
+    def goal_deg(self, features: Tensor) -> NDArray[np.float32] | None:
+        """Joint angles (6,) at which the episode is to end, read out of features.
 
-    def _goal(self, features: Tensor) -> NDArray[np.float32] | None:
-        """Joint angles (6,) at which the episode is to end; None where none are read."""
+        None where the policy reads none.
+        """
         if self._readout is None:
             return None
         weight = next(self._readout.parameters())
@@ -187,31 +234,6 @@ class FastHalf:
             self._readout(features.to(weight).mean(dim=1))[0].float().cpu().numpy()
         )
         return goal
-
-    def _window(
-        self,
-        sensor: NDArray[np.float32] | None,
-        robot: RobotState | None,
-        features: Tensor,
-    ) -> Tensor | None:
-        config = self.config
-        if config.sensor is None:
-            return None
-        if sensor is None:
-            raise PolicyError(f"fusion {config.expert.fusion} needs a sensor window")
-        channels = config.sensor_channels
-        if sensor.ndim != 2 or sensor.shape[0] < 1 or sensor.shape[1] != channels:
-            raise PolicyError(f"a sensor window must be (samples, {channels}), not {sensor.shape}")
-        if not np.isfinite(sensor).all():
-            raise PolicyError("the sensor window holds values that are not finite")
-        # A copy: the window may be a view of a ring that goes on, and torch wants it writable.
-        window = np.empty((1, len(sensor), config.sensor.channels), np.float32)
-        window[0, :, :channels] = sensor
-        if config.robot is not None and robot is not None:
-            window[0, :, channels:] = told_of(
-                config.robot, robot.joints, robot.speeds, self._goal(features)
-            )
-        return torch.from_numpy(window)
 
     def _evaluate(self, features: Tensor, window: Tensor | None) -> Tensor:
         """The delta (rows, columns)."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from policies.base import DualRatePolicy
 from scripts.closed_loop.methods import method
 from scripts.closed_loop.rig import VirtualRig
 from scripts.closed_loop.running import Latencies
+from scripts.closed_loop.score import Outcome
 
 __all__ = ["EpisodeResult", "run_episode"]
 
@@ -43,6 +44,31 @@ class EpisodeResult:
     held: float
     age_ms: float
 
+    @classmethod
+    def of(
+        cls,
+        outcome: Outcome,
+        *,
+        method: str,
+        latency_ms: float,
+        seed: int,
+        encoded: int,
+        acted: int,
+        held: float,
+        age_ms: float,
+    ) -> EpisodeResult:
+        """The row of an episode with this outcome."""
+        return cls(
+            method=method,
+            latency_ms=latency_ms,
+            seed=seed,
+            **asdict(outcome),
+            encoded=encoded,
+            acted=acted,
+            held=held,
+            age_ms=age_ms,
+        )
+
 
 def run_episode(
     rig: VirtualRig,
@@ -60,18 +86,11 @@ def run_episode(
     rig.reset(seed)
     tally = chosen.run(rig, policy, Latencies(latency_ms / 1e3, act_ms / 1e3))
     outcome = rig.score.outcome()
-    return EpisodeResult(
+    return EpisodeResult.of(
+        outcome,
         method=name,
         latency_ms=latency_ms,
         seed=seed,
-        success=outcome.success,
-        reason=outcome.reason,
-        done_s=outcome.done_s,
-        end_s=outcome.end_s,
-        rms_mm=outcome.rms_mm,
-        best_rms_mm=outcome.best_rms_mm,
-        lateral_mm=outcome.lateral_mm,
-        force_n=outcome.force_n,
         encoded=tally.encoded,
         acted=tally.acted,
         held=tally.held / tally.ticks if tally.ticks else 0.0,

@@ -227,18 +227,11 @@ def _measured(
 ) -> list[EpisodeResult]:
     """The outcomes as rows; what the receiver says of the whole run stands in each."""
     return [
-        EpisodeResult(
+        EpisodeResult.of(
+            outcome,
             method=f"dual-{options.vl_reuse}",
             latency_ms=_latency_ms(summary),
             seed=seed,
-            success=outcome.success,
-            reason=outcome.reason,
-            done_s=outcome.done_s,
-            end_s=outcome.end_s,
-            rms_mm=outcome.rms_mm,
-            best_rms_mm=outcome.best_rms_mm,
-            lateral_mm=outcome.lateral_mm,
-            force_n=outcome.force_n,
             encoded=0,
             acted=0,
             held=0.0,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +16,11 @@ from policies.qwen_vla.action_expert import ActionExpert
 from policies.qwen_vla.config import JOINTS, PolicyConfig
 from policies.qwen_vla.sensor_encoder import SensorEncoder
 from scripts.training.errors import TipMetric
-from scripts.training.look import Schedule, load_state, save_state
-from scripts.training.traces import Trace
+from scripts.training.loop import Report, Schedule, descend
+from scripts.training.traces import OLDEST_LOOK_S, Trace
 
 __all__ = ["ActTrainer", "Batch", "Episodes"]
 
-# The features of a policy at work are as old as this at most, or the output is on hold.
-_OLDEST_S = 2.0
 # Speeds are told from two states so far apart, and in this share of the samples not at all.
 _SPEED_S = 0.05
 _SPEEDS_UNKNOWN = 0.08
@@ -52,6 +48,10 @@ class Batch:
     start_deg: Tensor
     rows_deg: Tensor
     valid: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 
 class Episodes:
@@ -88,11 +88,20 @@ class Episodes:
         for look, (number, at_s) in enumerate(zip(trace_of, seen_s, strict=True)):
             looks[number].append((float(at_s), look))
         self._looks = looks
-        self._usable = [n for n, trace in enumerate(traces) if trace.moves and looks[n]]
+        self._usable = [n for n, trace in enumerate(traces) if looks[n] and self._teaches(trace)]
         if not self._usable:
-            raise ValueError("there is nothing to learn acting from: no trace moves")
+            raise ValueError("there is nothing to learn acting from: no episode moves")
         spans = np.array([traces[n].times_s[-1] for n in self._usable])
         self._weights = spans / spans.sum()
+
+    def _teaches(self, trace: Trace) -> bool:
+        """Whether there is a tick that is an example."""
+        drawn = (trace.times_s >= trace.first_s) & (trace.times_s < self._last_s(trace))
+        return trace.moves and bool((drawn & ~trace.excluded).any())
+
+    def _last_s(self, trace: Trace) -> float:
+        """The last tick for which there is a row."""
+        return float(trace.times_s[-1]) - self._config.action.dt - self._lag_s
 
     def draw(self, size: int, rng: np.random.Generator) -> Batch:
         """A batch of ticks."""
@@ -106,6 +115,10 @@ class Episodes:
             torch.from_numpy(np.stack(valid)),
         )
 
+    def at_step(self, step: int, size: int) -> Batch:
+        """The batch of a step of training, the same each time."""
+        return self.draw(size, np.random.default_rng((step, 0xAC7)))
+
     def _tick(
         self, rng: np.random.Generator
     ) -> tuple[
@@ -114,7 +127,7 @@ class Episodes:
         number = int(self._usable[rng.choice(len(self._usable), p=self._weights)])
         trace = self._traces[number]
         at_s, rows, valid = self._example(trace, rng)
-        fresh = [look for seen, look in self._looks[number] if at_s - _OLDEST_S <= seen <= at_s]
+        fresh = [look for seen, look in self._looks[number] if at_s - OLDEST_LOOK_S <= seen <= at_s]
         before = [look for seen, look in self._looks[number] if seen <= at_s]
         look = int(rng.choice(fresh or before[-1:] or [self._looks[number][0][1]]))
         joints = _at(trace, np.array([at_s]))[0]
@@ -133,11 +146,18 @@ class Episodes:
             told = trace.rows_deg[tick][:count]
             rows = np.concatenate((told, np.repeat(told[-1:], count - len(told), axis=0)))
             return float(trace.ticks_s[tick]), rows, np.arange(count) < len(told)
-        last = trace.times_s[-1] - config.action.dt - self._lag_s
-        at_s = float(rng.uniform(trace.first_s, max(last, trace.first_s)))
+        while True:
+            at_s = float(rng.uniform(trace.first_s, self._last_s(trace)))
+            if not trace.excluded[_place(trace.times_s, at_s)]:
+                break
         steps = np.arange(1, count + 1, dtype=np.float64)
         due = np.asarray(at_s + self._lag_s + config.action.dt * steps, dtype=np.float64)
-        return at_s, _at(trace, due), due <= trace.times_s[-1] + 1e-9
+        rows = _at(trace, due)
+        ends = trace.times_s[-1]
+        left_out = trace.times_s[trace.excluded & (trace.times_s > at_s)]
+        if len(left_out):
+            ends = min(ends, left_out[0])
+        return at_s, rows, due <= ends + 1e-9
 
     def _window(
         self,
@@ -152,6 +172,10 @@ class Episodes:
         channels = config.sensor_channels
         window = np.empty((config.sensor.window, config.sensor.channels), np.float32)
         given = trace.window(at_s, config.sensor.window, rng)
+        if given.shape[1] != channels:
+            raise ValueError(
+                f"{trace.source}: {given.shape[1]} values in a sample, the policy takes {channels}"
+            )
         window[:, :channels] = _as_long(given, config.sensor.window)
         if config.robot is not None:
             before = _at(trace, np.array([at_s - _SPEED_S]))[0]
@@ -169,28 +193,14 @@ def _as_long(window: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
     return np.concatenate((np.repeat(window[:1], samples - len(window), axis=0), window))
 
 
+def _place(times: NDArray[np.float64], at_s: float) -> int:
+    return min(max(int(np.searchsorted(times, at_s, side="right")) - 1, 0), len(times) - 1)
+
+
 def _at(trace: Trace, moments: NDArray[np.float64]) -> NDArray[np.float32]:
     """Joint angles (N, 6) at some moments, between those measured."""
     columns = [np.interp(moments, trace.times_s, trace.joints_deg[:, j]) for j in range(JOINTS)]
     return np.stack(columns, axis=1).astype(np.float32)
-
-
-def _drawn_ahead(episodes: Episodes, begin: int, schedule: Schedule) -> Iterator[Batch]:
-    """The batches of steps from `begin` on, each drawn while the one before is learned from.
-
-    A batch is a function of its step alone, so that training goes on as if it had not stopped.
-    """
-
-    def drawn(step: int) -> Batch:
-        return episodes.draw(schedule.batch, np.random.default_rng((step, 0xAC7)))
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(drawn, begin)
-        for step in range(begin, schedule.steps):
-            batch = ahead.result()
-            if step + 1 < schedule.steps:
-                ahead = pool.submit(drawn, step + 1)
-            yield batch
 
 
 def settle(model: nn.Module) -> None:
@@ -210,6 +220,11 @@ class ActTrainer(nn.Module):
         super().__init__()
         self.config, self.sensor, self.expert = config, sensor, expert
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self.expert.pos_embed.device
+
     def forward(self, batch: Batch) -> Tensor:
         """Rows (B, H, 6) in degrees."""
         _, delta = self.expert(batch.features.unsqueeze(1), self.sensor(batch.windows))
@@ -226,44 +241,35 @@ class ActTrainer(nn.Module):
         schedule: Schedule,
         metric: TipMetric,
         path: Path,
-        report: Callable[[int, dict[str, float]], None],
+        report: Report,
         every: int = 250,
     ) -> None:
         """Train from where `path` was left; a report every so many steps."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, schedule.rate, weight_decay=schedule.decay)
-        begin = load_state(path, self, optimizer)
         # Each row's part in the loss: what comes soon is executed most often.
-        share = 1.0 / (1.0 + torch.arange(self.config.expert.rows))
-        running, since, began = 0.0, begin, time.monotonic()
-        for step, batch in enumerate(_drawn_ahead(episodes, begin, schedule), begin):
-            self.train()
+        share = 1.0 / (1.0 + torch.arange(self.config.expert.rows, device=self.device))
+
+        def draw(step: int) -> Batch:
+            return episodes.at_step(step, schedule.batch)
+
+        def loss_of(step: int, drawn: Batch) -> Tensor:
             if step >= _SETTLED_STEPS:
                 settle(self)
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.at(step)
+            batch = drawn.to(self.device)
             length = metric(self(batch) - batch.rows_deg).square().sum(dim=2)
             weights = share * batch.valid
-            loss = (torch.sqrt(length + 0.01) * weights).sum() / weights.sum()
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            running += loss.item()
-            if (step + 1) % every == 0 or step + 1 == schedule.steps:
-                save_state(path, self, optimizer, step + 1)
-                seconds = time.monotonic() - began
-                figures = {"loss": running / (step + 1 - since), **self.judge(kept, metric)}
-                figures["samples_per_s"] = (step + 1 - since) * schedule.batch / seconds
-                report(step + 1, figures)
-                running, since, began = 0.0, step + 1, time.monotonic()
+            return (torch.sqrt(length + 0.01) * weights).sum() / weights.sum()
+
+        def judge() -> dict[str, float]:
+            return self.judge(kept, metric)
+
+        descend(self, schedule, draw, loss_of, judge, path, report, every)
 
     @torch.no_grad()
     def judge(self, kept: Sequence[Batch], metric: TipMetric) -> dict[str, float]:
         """Median distance in mm from where the tip should be: first row, and all rows."""
         self.eval()
         first, every = [], []
-        for batch in kept:
+        for batch in (one.to(self.device) for one in kept):
             distance = metric(self(batch) - batch.rows_deg)[..., :3].norm(dim=2)
             first.append(distance[:, 0][batch.valid[:, 0]])
             every.append(distance[batch.valid])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +21,12 @@ from policies.qwen_vla import load_policy
 from policies.qwen_vla.policy import QwenVlaPolicy
 from policies.qwen_vla.sensor_encoder import SensorEncoder
 from scripts.training.act import Batch, Episodes
+from scripts.training.data import read_traces
 from scripts.training.errors import TipMetric
-from scripts.training.look import Schedule, load_state, save_state
+from scripts.training.loop import Report, Schedule, descend
 from scripts.training.record import Record, read_record
 from scripts.training.run import encoded, goals_of, split_traces
 from scripts.training.small import without_dropout
-from scripts.training.traces import read_traces
 
 if TYPE_CHECKING:
     from scripts.train_flow import FlowOptions
@@ -134,33 +133,22 @@ class FlowTrainer(nn.Module):
         kept: Sequence[Batch],
         schedule: Schedule,
         path: Path,
-        report: Callable[[int, dict[str, float]], None],
+        report: Report,
         every: int = 250,
     ) -> None:
         """Train from where `path` was left; a report every so many steps."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, schedule.rate, weight_decay=schedule.decay)
-        begin = load_state(path, self, optimizer)
-        running, since, began = 0.0, begin, time.monotonic()
-        for step in range(begin, schedule.steps):
-            self.train()
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.at(step)
+
+        def draw(step: int) -> Batch:
             # As the direct head's: it sees the same ticks in the same order.
-            batch = episodes.draw(schedule.batch, np.random.default_rng((step, 0xAC7)))
-            loss = self.loss(batch, torch.Generator().manual_seed(step))
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward([loss])
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            running += loss.item()
-            if (step + 1) % every == 0 or step + 1 == schedule.steps:
-                save_state(path, self, optimizer, step + 1)
-                seconds = time.monotonic() - began
-                figures = {"loss": running / (step + 1 - since), **self.judge(kept)}
-                figures["samples_per_s"] = (step + 1 - since) * schedule.batch / seconds
-                report(step + 1, figures)
-                running, since, began = 0.0, step + 1, time.monotonic()
+            return episodes.at_step(step, schedule.batch)
+
+        def loss_of(step: int, batch: Batch) -> Tensor:
+            return self.loss(batch, torch.Generator().manual_seed(step))
+
+        def judge() -> dict[str, float]:
+            return self.judge(kept)
+
+        descend(self, schedule, draw, loss_of, judge, path, report, every)
 
     @torch.no_grad()
     def judge(self, kept: Sequence[Batch]) -> dict[str, float]:
@@ -197,7 +185,17 @@ def train_flow(options: FlowOptions) -> Iterator[str]:
         features, looks = encoded(base, part)
         # A tensor made in inference mode cannot be learned from.
         own = features.clone()
-        episodes.append(Episodes(base.config, part, own, looks.trace, looks.seen_s, options.lag_s))
+        episodes.append(
+            Episodes(
+                base.config,
+                part,
+                own,
+                looks.trace,
+                looks.seen_s,
+                options.lag_s,
+                base.fast.action_expert,
+            )
+        )
     yield "features are there"
     learned, judged = episodes
     scales = measured_scales(_drawn(learned, options.batch, _MEASURED_BATCHES, seed=1))
@@ -228,6 +226,8 @@ def _trainer(
     sensor.load_state_dict(fast.sensor_encoder.state_dict())
     if options.begin == "base":
         head.begin_as(fast.action_expert)
+    if hasattr(head, "goal_readout"):
+        head.goal_readout.load_state_dict(fast.action_expert.goal_readout.state_dict())
     for module in (sensor, head):
         without_dropout(module)
     return FlowTrainer(sensor, head, scales, metric, options.draws)

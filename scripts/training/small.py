@@ -23,6 +23,7 @@ from policies.qwen_vla.config import (
 )
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.images import PatchShape, target_size
+from policies.qwen_vla.layout import Grids
 from policies.qwen_vla.policy import QwenVlaPolicy
 from policies.qwen_vla.prompt import Prompt
 from policies.qwen_vla.sensor_encoder import SensorEncoder
@@ -58,16 +59,18 @@ class SmallParts:
     sensor: SensorEncoder
     expert: ActionExpert
 
-    def slow(self) -> TrainableSlowHalf:
-        """The slow half, trainable, for pictures of 640 x 360 and the policy's own task."""
+    def slow(self, grids: Grids | None = None) -> TrainableSlowHalf:
+        """The slow half, trainable, for the policy's own task.
+
+        `grids` are height and width of each view in patches; by default of 640 x 360 pixels.
+        """
         shape = PatchShape()
-        width, height = target_size(*PICTURE, self.config.image, shape.factor)
-        grid = (height // shape.patch, width // shape.patch)
-        cells = grid[0] * grid[1] // shape.merge**2
+        if grids is None:
+            width, height = target_size(*PICTURE, self.config.image, shape.factor)
+            grids = ((height // shape.patch, width // shape.patch),) * len(self.config.views)
+        cells = [height * width // shape.merge**2 for height, width in grids]
         prompt = Prompt(self.tokenizer, self.model.config.image_token_id)
-        views = len(self.config.views)
-        ids = prompt.ids(self.config.task, [cells] * views)
-        return TrainableSlowHalf(self.model, ids, (grid,) * views)
+        return TrainableSlowHalf(self.model, prompt.ids(self.config.task, cells), grids)
 
     def policy(self) -> QwenVlaPolicy:
         """The policy with the weights as they are; they are not to be trained any further."""
@@ -94,9 +97,9 @@ def make_small(
     model = Qwen2_5_VLModel(backbone_config(sizes))
     _spread(model)
     center = goals_deg.mean(dim=0)
-    # A joint that hardly moves tells little: it is not made loud.
-    span = goals_deg.std(dim=0).clamp(min=2.0)
-    spans = tuple(span.tolist())
+    # A joint that hardly moves tells little: it is not made loud. One goal does not vary.
+    spread = goals_deg.std(dim=0) if len(goals_deg) > 1 else torch.zeros_like(center)
+    spans = tuple(spread.clamp(min=2.0).tolist())
     robot = RobotConfig(tuple(center.tolist()), spans, spans, tool_mm)
     sensor = SensorConfig(
         channels=CHANNELS + robot.channels, conv=(96, 192, 192, 192), feedforward=384, features=256

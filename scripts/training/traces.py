@@ -1,23 +1,25 @@
-"""What a policy is trained on, from demonstrations and from recorded sessions, in one form."""
+"""What a policy is trained on, in one form: an episode, and how demonstrations become one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.session import Session, find_sessions, newest_at
 from sim.ascan import synthesize
-from sim.demonstrations import Demonstration, read_demonstrations
+from sim.demonstration_files import Demonstration
 
-__all__ = ["Trace", "demonstrated", "from_demonstration", "from_session", "read_traces"]
+__all__ = ["OLDEST_LOOK_S", "Trace", "Vector", "Windows", "from_demonstration"]
 
 Vector = NDArray[np.float64]
 Windows = Callable[[float, int, np.random.Generator], NDArray[np.float32]]
-"""(samples, channels) of the sensor up to a time; also takes a generator for speckle."""
+"""(up to so many samples, channels) of the sensor, the last at a time; takes a generator for
+speckle. ValueError for samples that cannot be learned from."""
+
+OLDEST_LOOK_S = 2.0
+"""The features of a policy at work are as old as this at most, or the output is on hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +27,31 @@ class Trace:
     """One episode.
 
     Attributes:
+        source: where it comes from, for a person.
         goal_deg: (6,) joint angles when the task was done.
         times_s: (N,) moments of the joint angles, ascending.
         joints_deg: (N, 6).
-        ticks_s: (K,) moments that `rows_deg` says what to do at; none: what the arm did next, at
-            any moment, is the example.
-        rows_deg: (K, H, 6) joint targets, 0.1 s apart.
+        excluded: (N,) bool; what the arm did from then until the next moment is no example.
         first_s: from when on there is a whole sensor window.
         window: gives the sensor window that ends at a time.
         seen_s: (P,) when pictures were taken.
         pictures: P JPEGs by view.
+        ticks_s: (K,) moments that `rows_deg` says what to do at; where there are none, what the
+            arm did next is the example, at any moment.
+        rows_deg: (K, H, 6) joint targets, as far apart as the policy's rows.
     """
 
+    source: str
     goal_deg: Vector
     times_s: Vector
     joints_deg: Vector
-    ticks_s: Vector
-    rows_deg: NDArray[np.float32]
+    excluded: NDArray[np.bool_]
     first_s: float
     window: Windows
     seen_s: Vector
     pictures: dict[str, list[bytes]]
+    ticks_s: Vector = field(default_factory=lambda: np.zeros(0))
+    rows_deg: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 6), np.float32))
 
     @property
     def moves(self) -> bool:
@@ -63,95 +69,15 @@ def from_demonstration(made: Demonstration) -> Trace:
         return np.concatenate((made.forces_n[part, None], scans), axis=1)
 
     return Trace(
+        source=f"the demonstration of seed {made.seed}",
         goal_deg=made.goal_deg,
         times_s=made.times_s,
         joints_deg=made.joints_deg,
-        ticks_s=made.ticks_s,
-        rows_deg=made.rows_deg,
+        excluded=np.zeros(len(made.times_s), bool),
         first_s=0.1,
         window=window,
         seen_s=made.seen_s,
         pictures=made.pictures,
+        ticks_s=made.ticks_s,
+        rows_deg=made.rows_deg,
     )
-
-
-# The end of an episode, over which the goal is averaged; pictures a second that are looked at.
-_END_S = 1.0
-_LOOKS_HZ = 2.0
-
-
-def from_session(session: Session, views: tuple[str, ...]) -> Trace:
-    """A trace of a recorded session: what the robot did is the example.
-
-    Raises:
-        SessionError: the session cannot be read.
-        ValueError: a stream is missing, or it is shorter than a second.
-    """
-    states, samples = session.states, session.samples
-    missing = [view for view in views if view not in session.views]
-    if missing or not len(states.sampled_at) or not len(samples.sampled_at):
-        what = [*missing, *(["robot"] if not len(states.sampled_at) else [])]
-        what += [] if len(samples.sampled_at) else ["sensor"]
-        raise ValueError(f"{session.folder}: nothing recorded of {', '.join(what)}")
-    frames = {view: session.frames(view) for view in views}
-    begins = max(
-        states.sampled_at[0],
-        samples.sampled_at[0],
-        *(entries[0].captured_at for entries in frames.values()),
-    )
-    times = states.sampled_at - begins
-    inside = times >= 0
-    if not inside.any() or times[-1] < _END_S:
-        raise ValueError(f"{session.folder}: shorter than {_END_S:g} s")
-    seen = np.arange(0.0, times[-1], 1.0 / _LOOKS_HZ)
-    pictures = {
-        view: [
-            entries[place].read()
-            for place in newest_at([e.captured_at - begins for e in entries], seen + 1e-6)
-        ]
-        for view, entries in frames.items()
-    }
-    sampled = samples.sampled_at - begins
-
-    def window(at_s: float, count: int, _: np.random.Generator) -> NDArray[np.float32]:
-        stop = int(np.searchsorted(sampled, at_s, side="right"))
-        part = slice(max(stop - count, 0), max(stop, 1))
-        forces = np.asarray(samples.forces[part], np.float32)[:, None]
-        return np.concatenate((forces, np.asarray(samples.alines[part], np.float32)), axis=1)
-
-    joints = np.asarray(states.joints, np.float64)
-    return Trace(
-        goal_deg=joints[times >= times[-1] - _END_S].mean(axis=0),
-        times_s=times[inside],
-        joints_deg=joints[inside],
-        ticks_s=np.zeros(0),
-        rows_deg=np.zeros((0, 0, 6), np.float32),
-        first_s=0.1,
-        window=window,
-        seen_s=seen,
-        pictures=pictures,
-    )
-
-
-def read_traces(folders: Sequence[Path], views: tuple[str, ...]) -> list[Trace]:
-    """All traces of some folders: files of demonstrations, a session, or sessions.
-
-    Raises:
-        SessionError, ValueError, OSError: with one line, for what cannot be used.
-    """
-    traces: list[Trace] = []
-    for folder in folders:
-        before = len(traces)
-        traces += demonstrated(folder)
-        sessions = [] if len(traces) > before else find_sessions(folder)
-        traces += [from_session(Session(path), views) for path in sessions]
-        if len(traces) == before:
-            raise ValueError(f"{folder}: neither demonstrations (*.npz) nor sessions in it")
-    return traces
-
-
-def demonstrated(folder: Path) -> Iterator[Trace]:
-    """Traces of all files of demonstrations in a folder; ValueError or OSError for bad ones."""
-    for path in sorted(folder.glob("*.npz")):
-        for made in read_demonstrations(path):
-            yield from_demonstration(made)

@@ -23,10 +23,11 @@ from scripts.train_flow import main
 from scripts.training.act import Batch, Episodes
 from scripts.training.errors import TipMetric
 from scripts.training.flow import FlowTrainer, Scales, measured_scales
-from scripts.training.look import Schedule
+from scripts.training.loop import Schedule
 from scripts.training.small import make_small, without_dropout
 from scripts.training.traces import Trace, from_demonstration
-from sim.demonstrations import Demonstration, Demonstrator, write_demonstrations
+from sim.demonstration_files import Demonstration, write_demonstrations
+from sim.demonstrations import Demonstrator
 from sim.layout import HOME_DEG
 from tests.support import ROOT
 

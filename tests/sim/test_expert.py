@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from sim.demonstrations import Demonstrator, read_demonstrations, write_demonstrations
+from sim.demonstration_files import read_demonstrations, write_demonstrations
+from sim.demonstrations import Demonstrator
 from sim.expert import Expert, joints_for_tip
 from sim.layout import HOME_DEG, tip_transform
 from sim.rig import InsertionRig
-from sim.task import DISTANCE_MM, Judge
+from sim.task import Judge
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
