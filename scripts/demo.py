@@ -22,11 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from common import cli, endpoints
-from scripts.processes import Program, start, stop_all, wait_for_any
+from scripts.processes import ROOT, Program, start, stop_all, wait_for_any
 from scripts.scoreboard import Scoreboard, read_score
 from senders.drivers import DriverError
 from sim.model import RigConfig, build_model
 from sim.rendering import RigRenderer
+
+POLICY = ROOT / "assets" / "insertion-policy"
+"""Trained on the simulated rig, see docs/training.md."""
 
 _START_S = 120.0
 _STOP_S = 10.0
@@ -40,7 +43,7 @@ class DemoOptions:
     """Seconds of inference."""
     seed: int = 0
     """Where the port in the eye phantom is."""
-    checkpoint: Path = Path("runs/tiny-checkpoint")
+    checkpoint: Path = POLICY
     """The policy; where nothing is there, a small one with random weights is made."""
     vl_reuse: int = 4
     """Actions a vision-language feature serves."""

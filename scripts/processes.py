@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.stopping import die_with_parent
 
-__all__ = ["Program", "start", "stop_all", "wait_for_any"]
+__all__ = ["ROOT", "Program", "start", "stop_all", "wait_for_any"]
 
 ROOT = Path(__file__).resolve().parents[1]
 _STOP_S = 10.0

@@ -66,9 +66,9 @@ _CURVES = {
     "act": (("first_mm", "first row, median"), ("first_mm_p95", "first row, 95 %")),
 }
 _TITLES = {
-    "feel": "Fast half, told the goal: the next row, episodes not trained on",
-    "look": "Slow half: where the port is, episodes not trained on",
-    "act": "Fast half: the next row, episodes not trained on",
+    "feel": "feel: fast half told the goal, its next row",
+    "look": "look: slow half, where the port is",
+    "act": "act: fast half on features, its next row",
 }
 
 
@@ -91,8 +91,11 @@ def draw(folder: Path, path: Path) -> None:
         for name, label in _CURVES[stage]:
             axis.plot(steps, [entry[name] for entry in own], label=label)
         axis.set(title=_TITLES[stage], xlabel="step", ylabel="error at the tip [mm]", yscale="log")
+        for of in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            of("{x:g}")
         axis.grid(alpha=0.3, which="both")
         axis.legend()
+    figure.suptitle("Errors on episodes that are not trained on")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
