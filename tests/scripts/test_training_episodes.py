@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from policies.qwen_vla.config import (
 )
 from policies.qwen_vla.sensor_encoder import SensorEncoder
 from scripts.training.act import ActTrainer, Batch, Episodes
+from scripts.training.errors import TipMetric
+from scripts.training.loop import Schedule
 from scripts.training.run import CannotTrain, split_traces
+from scripts.training.small import without_dropout
 from scripts.training.traces import Trace
 
 SPEEDS = np.array([10.0, -4.0, 3.0, 2.0, 1.0, 0.5])
@@ -179,6 +183,29 @@ def test_rows_mean_what_the_checkpoint_says() -> None:
     assert torch.allclose(given[1], deltas[1])
     assert torch.allclose(given[2][:, 2:3], begin + deltas[2][:, :3].sum(dim=1, keepdim=True))
     assert torch.allclose(given[2][:, :1], begin + deltas[2][:, :1])
+
+
+def test_what_is_no_example_teaches_nothing(tmp_path: Path) -> None:
+    made = trace(excluded=[(4.0, 7.0)])
+    after = made.times_s[:, None] > 4.0
+    other = dataclasses.replace(made, joints_deg=np.where(after, 99.0, made.joints_deg))
+    assert CONFIG.sensor is not None
+    weights = []
+    for number, one in enumerate((made, other)):
+        torch.manual_seed(0)
+        expert = ActionExpert(CONFIG.expert, CONFIG.sensor.features, 7)
+        trainer = ActTrainer(CONFIG, SensorEncoder(CONFIG.sensor), expert)
+        for module in (trainer.sensor, trainer.expert):
+            without_dropout(module)
+        episodes = Episodes(CONFIG, [one], torch.zeros(1, 1), np.zeros(1, int), np.zeros(1), 0.0)
+        kept = [episodes.draw(8, np.random.default_rng(0))]
+        metric = TipMetric(np.zeros(6), (0.0, 0.0, 70.0))
+        path = tmp_path / f"{number}.pt"
+        before = expert.fusion_proj.weight.detach().clone()
+        trainer.learn(episodes, kept, Schedule(2, 64, 1e-3), metric, path, lambda *_: None)
+        weights.append(expert.fusion_proj.weight.detach())
+        assert not torch.equal(weights[-1], before)
+    assert torch.equal(*weights)
 
 
 def test_a_few_episodes_are_parted_too() -> None:
