@@ -80,8 +80,8 @@ bench: $(STAMP)  ## the benchmarks, ratios of both sides in one run
 	LEROBOT_VENV=$(LEROBOT_VENV) $(BIN)/python scripts/bench.py
 
 # For less: make study STUDY="--policy PATH --episodes 20"
-STUDY ?= --policy assets/insertion-policy
-train: $(STAMP)  ## the demo's policy from nothing: demonstrations, then both stages (1 to 3 hours)
+STUDY ?= --policy runs/policy
+train: $(STAMP)  ## a policy for the rig from nothing: demonstrations, then three stages (1 to 3 hours)
 	$(BIN)/python scripts/demonstrate.py --out runs/demonstrations
 	$(BIN)/python scripts/train.py --data runs/demonstrations --out runs/policy
 

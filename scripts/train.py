@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -42,14 +43,20 @@ class TrainOptions:
     """The cameras that a policy trained from nothing looks through."""
     rows: int = 16
     """Rows of a chunk of a policy trained from nothing, 0.1 s apart."""
-    look_steps: int = 8000
-    """Steps of the first stage: the slow half learns to see where episodes end."""
-    act_steps: int = 8000
-    """Steps of the second stage: the fast half learns to act."""
-    look_rate: float = 1e-3
+    feel_steps: int = 6000
+    """Steps of the first stage: the fast half learns to act, told where episodes end."""
+    look_steps: int = 3000
+    """Steps of the second stage: the slow half learns to see where episodes end."""
+    act_steps: int = 3000
+    """Steps of the last stage, or of fine-tuning: the fast half learns to act on what is seen."""
+    feel_rate: float = 1e-3
     """Highest learning rate of the first stage."""
-    act_rate: float = 1e-3
-    """Highest learning rate of the second stage; for fine-tuning a tenth of it is usual."""
+    look_rate: float = 1e-3
+    """Highest learning rate of the second stage."""
+    act_rate: float = 5e-4
+    """Highest learning rate of the last stage; for fine-tuning a fifth of it is usual."""
+    only: Literal["feel", "look"] | None = None
+    """One of the first two stages by itself: they may run side by side, each with a core."""
     batch: int = 32
     """Samples in a batch."""
     kept: float = 0.08
@@ -67,13 +74,13 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """ValueError for numbers that make no sense."""
-        if min(self.look_steps, self.act_steps) < 1 or not 1 <= self.batch <= 4096:
+        if min(self.feel_steps, self.look_steps, self.act_steps) < 1 or not 1 <= self.batch <= 4096:
             raise ValueError("steps and batch must be at least 1, batch at most 4096")
         if not 1 <= self.rows <= 1024:
             raise ValueError(f"--rows must be within 1 and 1024, not {self.rows}")
         if not 0 < self.kept < 0.5:
             raise ValueError(f"--kept must be above 0 and below 0.5, not {self.kept}")
-        if not (0 < self.look_rate <= 1 and 0 < self.act_rate <= 1):
+        if not all(0 < rate <= 1 for rate in (self.feel_rate, self.look_rate, self.act_rate)):
             raise ValueError("learning rates must be above 0 and at most 1")
 
 

@@ -35,8 +35,8 @@ class Demonstration:
         goal_deg: (6,) joint angles with the tip in the port, at its mean distance to the tissue.
         times_s: (N,) every 10 ms.
         joints_deg: (N, 6) at those times.
-        pushed: (N,) bool, whether the arm was being pushed off its way then; what it did is no
-            example of what to do.
+        ticks_s: (K,) every 100 ms: when the expert was asked what to do.
+        rows_deg: (K, 16, 6) joint targets that it gave, 100 ms apart, whatever the arm did then.
         sampled_s: (M,) at 650 Hz.
         forces_n: (M,) at those times.
         distances_mm: (M,) from the tip to the tissue, at those times.
@@ -48,7 +48,8 @@ class Demonstration:
     goal_deg: Vector
     times_s: Vector
     joints_deg: Vector
-    pushed: NDArray[np.bool_]
+    ticks_s: Vector
+    rows_deg: NDArray[np.float32]
     sampled_s: Vector
     forces_n: NDArray[np.float32]
     distances_mm: NDArray[np.float32]
@@ -61,13 +62,14 @@ _ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "goal_deg": ("<f8", (6,)),
     "times_s": ("<f8", ("N",)),
     "joints_deg": ("<f8", ("N", 6)),
-    "pushed": ("|b1", ("N",)),
+    "ticks_s": ("<f8", ("K",)),
+    "rows_deg": ("<f4", ("K", 16, 6)),
     "sampled_s": ("<f8", ("M",)),
     "forces_n": ("<f4", ("M",)),
     "distances_mm": ("<f4", ("M",)),
     "seen_s": ("<f8", ("P",)),
 }
-_RISING = ("times_s", "sampled_s", "seen_s")
+_RISING = ("times_s", "ticks_s", "sampled_s", "seen_s")
 _INDEX = "index"
 _MOST_VIEWS, _LONGEST_VIEW = 64, 64
 _UNREADABLE = (zipfile.BadZipFile, struct.error, EOFError, RuntimeError)

@@ -6,6 +6,7 @@ distance to the tissue, from which `sim.ascan` makes them, each time with other 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -24,16 +25,21 @@ __all__ = ["Demonstrator"]
 Vector = NDArray[np.float64]
 
 _STEPS = 13  # of physics, 1300 Hz, in a control period of 10 ms
+_PERIODS = 10  # of these in a tick
+_ROWS, _ROW_S = 16, 0.1
 _SAMPLE = 2
 _JPEG_QUALITY = 75  # as the camera sender
 # The tissue's motion varies from one demonstration to the next, as breathing does.
 _TISSUE_HZ = (0.7, 1.3)
 _TISSUE_MM = (0.8, 2.0)
-# Now and then the arm is pushed off its way, for so long and so fast: what comes after teaches how
-# to come back. Pauses between two pushes are drawn from an exponential distribution of this mean.
-_PUSH_EVERY_S = 0.8
-_PUSH_S = (0.08, 0.3)
-_PUSH_ASIDE_MM_S, _PUSH_DEPTH_MM_S = 5.0, 12.0
+# How well the arm does what the expert says: a share of each step, and errors (standard deviation
+# along, aside, of the needle's direction and of joint 6) that keep so much from tick to tick.
+_SHARE = (0.5, 1.1)
+_ERRORS_MM, _ERROR_RAD, _ERROR_TURN_DEG = (0.5, 0.3), 0.01, 1.0
+_KEPT = (0.5, 0.9)
+_WELL = 0.2  # of the episodes are without
+# Errors end short of the tissue, and of the wall.
+_CLEARANCE_MM, _WALL_DEPTH_MM, _ASIDE_MM = 0.3, -1.5, 1.3
 
 
 _KINDS = ("home", "look", "look", "inside", "look", "look")
@@ -72,7 +78,7 @@ class Demonstrator:
         expert = Expert(config, layout, self._rig.joints_deg)
         if kind == "look":
             return self._record(seed, expert, 0.0, np.zeros(1), rng)
-        span_s, looks = (6.5, 4) if kind == "home" else (4.5, 3)
+        span_s, looks = (8.0, 4) if kind == "home" else (4.5, 3)
         times = np.sort(rng.uniform(0.0, span_s, looks))
         times[0] = 0.0
         return self._record(seed, expert, span_s, times, rng)
@@ -85,11 +91,13 @@ class Demonstrator:
         seen_s: Vector,
         rng: np.random.Generator,
     ) -> Demonstration:
-        rig, pushes = self._rig, _Pushes(rng)
-        times, joints, samples, pushed = [0.0], [rig.joints_deg], [_sample(rig)], [False]
+        rig, arm = self._rig, _Clumsy(self._rig, expert, rng)
+        times, joints, samples = [0.0], [rig.joints_deg], [_sample(rig)]
+        ticks: list[float] = []
+        rows: list[Vector] = []
         pictures: dict[str, list[bytes]] = {view: [] for view in self._views}
         wanted = list(seen_s)
-        substep, looked = 0, []
+        substep, period, looked = 0, 0, []
         while True:
             if wanted and rig.time_s >= wanted[0] - 1e-9:
                 wanted.pop(0)
@@ -97,11 +105,13 @@ class Demonstrator:
                 self._look(pictures)
             if rig.time_s >= span_s - 1e-9:
                 break
-            push = pushes.at(rig.time_s)
-            pushed[-1] = push is not None
-            if push is not None:
-                expert.push(push * _STEPS * rig.timestep_s, rig.time_s)
-            rig.command_joints(expert.step(rig.time_s, _STEPS * rig.timestep_s, push is None))
+            if period % _PERIODS == 0:
+                asked = Expert(rig.config, rig.layout, rig.joints_deg)
+                ticks.append(rig.time_s)
+                rows.append(asked.rows(rig.time_s, _ROWS, _ROW_S))
+                arm.tick(rows[-1][0])
+            period += 1
+            rig.command_joints(arm.at((period % _PERIODS or _PERIODS) / _PERIODS))
             left = _STEPS
             while left:
                 span = min(_SAMPLE - substep % _SAMPLE, left)
@@ -111,7 +121,6 @@ class Demonstrator:
                 if substep % _SAMPLE == 0:
                     samples.append(_sample(rig))
             times.append(rig.time_s)
-            pushed.append(False)
             joints.append(rig.joints_deg)
         taken = np.array(samples)
         return Demonstration(
@@ -119,7 +128,8 @@ class Demonstrator:
             goal_deg=expert.goal_deg,
             times_s=np.array(times),
             joints_deg=np.array(joints),
-            pushed=np.array(pushed),
+            ticks_s=np.array(ticks),
+            rows_deg=np.array(rows, np.float32).reshape(-1, _ROWS, 6),
             sampled_s=taken[:, 0],
             forces_n=taken[:, 1].astype(np.float32),
             distances_mm=taken[:, 2].astype(np.float32),
@@ -137,25 +147,69 @@ class Demonstrator:
         self._renderer.close()
 
 
-class _Pushes:
-    """When the arm is pushed, and how fast."""
+class _Clumsy:
+    """An arm that does what the expert says, but badly, as one does that is still learning.
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
-        self._begins = rng.exponential(_PUSH_EVERY_S)
-        self._ends = self._begins
-        self._speed: Vector | None = None
+    What the expert says is recorded wherever the arm is: so a policy learns what to do where its
+    own errors take it (Laskey et al. 2017, arXiv 1703.09327).
+    """
 
-    def at(self, time_s: float) -> Vector | None:
-        """The push's velocity (3,), mm/s: depth first, then aside either way; None without one."""
-        if time_s >= self._ends and self._speed is not None:
-            self._speed = None
-            self._begins = time_s + 0.3 + self._rng.exponential(_PUSH_EVERY_S)
-        if self._speed is None and time_s >= self._begins:
-            self._ends = time_s + self._rng.uniform(*_PUSH_S)
-            most = (_PUSH_DEPTH_MM_S, _PUSH_ASIDE_MM_S, _PUSH_ASIDE_MM_S)
-            self._speed = self._rng.uniform(-1.0, 1.0, 3) * most
-        return self._speed
+    def __init__(self, rig: InsertionRig, expert: Expert, rng: np.random.Generator) -> None:
+        self._rig, self._expert, self._rng = rig, expert, rng
+        self._share = float(rng.uniform(*_SHARE))
+        self._kept = float(rng.uniform(*_KEPT))
+        self._size = 0.0 if rng.random() < _WELL else float(rng.uniform(0.3, 1.5))
+        if not self._size:
+            self._share = 1.0
+        self._error = self._drawn()
+        self._from = self._to = rig.joints_deg
+
+    def tick(self, target_deg: Vector) -> None:
+        """Begin to go where the expert says (6,), more or less."""
+        kept = self._kept
+        self._error = kept * self._error + math.sqrt(1.0 - kept * kept) * self._drawn()
+        rig, axis = self._rig, self._rig.layout.axis
+        at, told = tip_transform(rig.joints_deg), tip_transform(target_deg)
+        side = np.cross(axis, [0.0, 0.0, 1.0])
+        side /= np.linalg.norm(side)
+        other = np.cross(axis, side)
+        along, one, two, slant, lean, turn = self._error
+        tip = at[1] + self._share * (told[1] - at[1]) + along * axis + one * side + two * other
+        needle = at[0] + self._share * (told[0] - at[0]) + slant * side + lean * other
+        self._from = self._to
+        try:
+            self._to = joints_for_tip(
+                self._clear(tip), needle / np.linalg.norm(needle), np.asarray(target_deg)
+            )
+        except ValueError:  # an error that took it out of the arm's reach
+            self._to = np.array(target_deg)
+        self._to[5] += turn
+
+    def at(self, part: float) -> Vector:
+        """Where it goes (6,) when that part of the tick is over."""
+        return self._from + part * (self._to - self._from)
+
+    def _drawn(self) -> Vector:
+        along, aside = _ERRORS_MM
+        sizes = np.array([along, aside, aside, _ERROR_RAD, _ERROR_RAD, _ERROR_TURN_DEG])
+        return self._size * sizes * self._rng.normal(size=6)
+
+    def _clear(self, tip: Vector) -> Vector:
+        """The tip (3,) out of the tissue, and of the wall."""
+        rig, axis = self._rig, self._rig.layout.axis
+        port = self._expert.port_mm
+        depth = float((tip - port) @ axis)
+        aside = (tip - port) - depth * axis
+        off_mm = float(np.linalg.norm(aside))
+        until = (rig.time_s, rig.time_s + _ROW_S / 2, rig.time_s + _ROW_S)
+        depth = min(depth, min(map(self._expert.surface_mm, until)) - _CLEARANCE_MM)
+        if depth > _WALL_DEPTH_MM and off_mm > _ASIDE_MM:
+            before = float((tip_transform(rig.joints_deg)[1] - port) @ axis)
+            if before <= _WALL_DEPTH_MM:
+                depth = _WALL_DEPTH_MM
+            else:
+                aside = aside * (_ASIDE_MM / off_mm)
+        return port + depth * axis + aside
 
 
 def _sample(rig: InsertionRig) -> tuple[float, float, float]:

@@ -28,8 +28,6 @@ _WAIT_DEPTH_MM = -2.5
 _ALIGNED_MM, _ALIGNED_DEG = 0.5, 1.0
 # Past this depth it is in the port; going back out would be worse than any misalignment.
 _INSIDE_MM = -0.5
-# Pushes end short of the tissue, and of the wall.
-_CLEARANCE_MM, _WALL_DEPTH_MM, _PUSHED_ASIDE_MM = 0.3, -1.5, 0.9
 # The arm is where it was told to be about so much later (its position loop, 30 Hz).
 _ARM_LAG_S = 0.012
 
@@ -41,6 +39,7 @@ _SLANT_DEG = 8.0
 _TOLERANCE_MM, _TOLERANCE_RAD = 1e-3, 1e-5
 _MOST_STEPS = 50
 _STEP_DEG = 1e-4
+_SLOW = 0.3  # derivatives that leave more than this of the error are found anew
 _REACH_MM = 150.0  # weighs a direction's error against a place's in the least squares
 
 
@@ -58,24 +57,49 @@ def joints_for_tip(tip_mm: ArrayLike, axis: ArrayLike, near_deg: ArrayLike) -> V
     Raises:
         ValueError: no such angles were found.
     """
-    tip, towards = np.asarray(tip_mm, float), np.asarray(axis, float)
-    joints = np.array(near_deg, dtype=float)
-    for _ in range(_MOST_STEPS):
+    return _Solver().solve(tip_mm, axis, near_deg)
+
+
+class _Solver:
+    """Newton's method that keeps its derivatives for as long as they serve: most of its cost."""
+
+    def __init__(self) -> None:
+        self._inverse: Vector | None = None  # (5, 6)
+
+    def solve(self, tip_mm: ArrayLike, axis: ArrayLike, near_deg: ArrayLike) -> Vector:
+        """As `joints_for_tip`."""
+        tip, towards = np.asarray(tip_mm, float), np.asarray(axis, float)
+        joints = np.array(near_deg, dtype=float)
         error = _error(joints, tip, towards)
-        if (
-            np.abs(error[:3]).max() < _TOLERANCE_MM
-            and np.abs(error[3:]).max() < _TOLERANCE_RAD * _REACH_MM
-        ):
-            return joints
-        columns = []
-        for joint in range(5):
+        for _ in range(_MOST_STEPS):
+            if (
+                np.abs(error[:3]).max() < _TOLERANCE_MM
+                and np.abs(error[3:]).max() < _TOLERANCE_RAD * _REACH_MM
+            ):
+                return joints
+            kept = self._inverse is not None
+            if self._inverse is None:
+                self._inverse = _inverse(joints, error, tip, towards)
+            step = self._inverse @ error
+            # Far from the answer the linearization is worth only a small step.
             moved = joints.copy()
-            moved[joint] += _STEP_DEG
-            columns.append((_error(moved, tip, towards) - error) / _STEP_DEG)
-        step = np.linalg.lstsq(np.stack(columns, axis=1), error, rcond=None)[0]
-        # Far from the answer the linearization is worth only a small step.
-        joints[:5] -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-9))
-    raise ValueError("the tip cannot be put there")
+            moved[:5] -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-9))
+            left = _error(moved, tip, towards)
+            if np.linalg.norm(left) > _SLOW * np.linalg.norm(error):
+                self._inverse = None
+                if kept:
+                    continue  # the derivatives are to blame: once more with new ones
+            joints, error = moved, left
+        raise ValueError("the tip cannot be put there")
+
+
+def _inverse(joints: Vector, error: Vector, tip: Vector, towards: Vector) -> Vector:
+    columns = []
+    for joint in range(5):
+        moved = joints.copy()
+        moved[joint] += _STEP_DEG
+        columns.append((_error(moved, tip, towards) - error) / _STEP_DEG)
+    return np.asarray(np.linalg.pinv(np.stack(columns, axis=1)))
 
 
 def _error(joints: Vector, tip: Vector, towards: Vector) -> Vector:
@@ -96,6 +120,7 @@ class Expert:
         self._config, self._layout = config, layout
         self.port_mm = layout.eye_mm + layout.port_mm
         self._joints = np.array(joints_deg, dtype=float)
+        self._solver = _Solver()
         self._axis, self._tip = tip_transform(self._joints)
         self.needle = _slanted(layout.axis, tip_transform(HOME_DEG)[0], math.radians(_SLANT_DEG))
 
@@ -106,36 +131,20 @@ class Expert:
         tip = self.port_mm + self._layout.axis * depth
         return joints_for_tip(tip, self.needle, np.array(HOME_DEG))
 
-    def step(self, time_s: float, span_s: float, steering: bool = True) -> Vector:
-        """Joint targets (6,) in degrees for `span_s` after `time_s` in the episode.
-
-        Without `steering` the tip stays where it is; see `push`.
-        """
-        if steering:
-            self._steer(time_s, span_s)
-        self._joints = joints_for_tip(self._tip, self._axis, self._joints)
+    def step(self, time_s: float, span_s: float) -> Vector:
+        """Joint targets (6,) in degrees for `span_s` after `time_s` in the episode."""
+        self._steer(time_s, span_s)
+        self._joints = self._solver.solve(self._tip, self._axis, self._joints)
+        # Nothing needs the needle turned about itself: it goes back to where it was at home.
+        self._joints[5] += _towards(HOME_DEG[5] - self._joints[5], _TURN_DEG_S * span_s)
         return self._joints.copy()
 
-    def push(self, by_mm: ArrayLike, time_s: float) -> None:
-        """Move the tip off its way: (3,) mm along the port and aside, never into anything.
+    def rows(self, time_s: float, count: int, span_s: float) -> Vector:
+        """Joint targets (count, 6) in degrees, `span_s` apart, the first due `span_s` from now.
 
-        The tissue may come to meet it all the same.
+        What a policy should say at `time_s`: the whole of its chunk.
         """
-        axis = self._layout.axis
-        along, one, other = np.asarray(by_mm, dtype=float)
-        side = np.cross(axis, [0.0, 0.0, 1.0])
-        side /= np.linalg.norm(side)
-        depth, aside = self._place()
-        aside = aside + one * side + other * np.cross(axis, side)
-        nearest = self._wanted_depth(time_s) + DISTANCE_MM - _CLEARANCE_MM
-        pushed = min(depth + along, max(nearest, depth))
-        off_mm = float(np.linalg.norm(aside))
-        if pushed > _WALL_DEPTH_MM and off_mm > _PUSHED_ASIDE_MM:
-            if depth <= _WALL_DEPTH_MM:
-                pushed = depth  # it would meet the wall
-            else:
-                aside = aside * (_PUSHED_ASIDE_MM / off_mm)
-        self._tip = self.port_mm + pushed * axis + aside
+        return np.array([self.step(time_s + k * span_s, span_s) for k in range(count)])
 
     def _place(self) -> tuple[float, Vector]:
         """The tip's depth in mm along the port, and its way (3,) from the port's axis."""
@@ -149,7 +158,7 @@ class Expert:
         off_deg = math.degrees(_angle(self._axis, self.needle))
         aligned = off_mm < _ALIGNED_MM and off_deg < _ALIGNED_DEG
         if aligned or depth > _INSIDE_MM:
-            wanted = self._wanted_depth(time_s + span_s + _ARM_LAG_S)
+            wanted = self.surface_mm(time_s + span_s + _ARM_LAG_S) - DISTANCE_MM
         else:
             wanted = _WAIT_DEPTH_MM
         depth += _towards(wanted - depth, _DEPTH_MM_S * span_s)
@@ -159,11 +168,11 @@ class Expert:
         self._axis /= np.linalg.norm(self._axis)
         self._tip = self.port_mm + depth * self._layout.axis + aside
 
-    def _wanted_depth(self, time_s: float) -> float:
+    def surface_mm(self, time_s: float) -> float:
+        """The tissue surface's depth in the port at a time of the episode."""
         config = self._config
         angle = 2.0 * math.pi * config.tissue_hz * time_s + self._layout.phase_rad
-        surface = config.tissue_depth_mm + config.tissue_amplitude_mm * math.sin(angle)
-        return surface - DISTANCE_MM
+        return config.tissue_depth_mm + config.tissue_amplitude_mm * math.sin(angle)
 
 
 def _angle(one: Vector, other: Vector) -> float:

@@ -38,10 +38,13 @@ class FlowHead(ActionExpert):
         config: sizes and fusion of the action expert.
         sensor_features: values in a feature of the sensor encoder.
         columns: values in a row.
+        reads_goal: as the action expert.
     """
 
-    def __init__(self, config: ExpertConfig, sensor_features: int, columns: int) -> None:
-        super().__init__(config, sensor_features, columns)
+    def __init__(
+        self, config: ExpertConfig, sensor_features: int, columns: int, reads_goal: bool = False
+    ) -> None:
+        super().__init__(config, sensor_features, columns, reads_goal)
         self.columns = columns
         hidden = config.hidden
         self.row_in = nn.Linear(columns, hidden)

@@ -108,7 +108,7 @@ class FlowPolicy(FastHalf):
             PolicyError: no window or no robot, a wrong shape, or values not finite.
         """
         joints = start_deg(self.config, robot)
-        window = window_of(self.config, sensor, robot)
+        window = window_of(self.config, sensor, robot, self.goal_deg(features))
         assert joints is not None and window is not None  # by check_base
         weight = self._head.pos_embed
         felt = self._sensor(window.to(weight))

@@ -37,8 +37,9 @@ def empty_parts(config: PolicyConfig) -> tuple[SensorEncoder, FlowHead]:
         PolicyError: the policy cannot be the base of one.
     """
     check_base(config)
-    assert config.sensor is not None  # by check_base
-    head = FlowHead(config.expert, config.sensor.features, JOINTS)
+    assert config.sensor is not None and config.robot is not None  # by check_base
+    reads_goal = bool(config.robot.tool_mm)
+    head = FlowHead(config.expert, config.sensor.features, JOINTS, reads_goal)
     return SensorEncoder(config.sensor), head
 
 

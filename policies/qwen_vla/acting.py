@@ -11,13 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from common.kinematics import flange_transform
 from common.wire import RobotState
 from policies.base import ActionChunk, PolicyError, PolicySpec
-from policies.qwen_vla.config import JOINTS, PolicyConfig, RobotConfig
+from policies.qwen_vla.config import JOINTS, NEAR_MM, PolicyConfig, RobotConfig
 from policies.qwen_vla.fast import FastParts
 from policies.qwen_vla.runner import FastRunner
 
 __all__ = ["FastHalf", "count", "fast_spec", "start_deg", "told_of", "window_of"]
+
+# A turn of the tool counts as what it moves a point so far up the tool by.
+_LEVER_MM = 20.0
 
 
 def fast_spec(config: PolicyConfig, device: torch.device, identity: str) -> PolicySpec:
@@ -45,15 +49,40 @@ def count(parameters: Iterable[Tensor]) -> int:
 
 
 def told_of(
-    config: RobotConfig, joints_deg: ArrayLike, speeds_deg_s: ArrayLike
+    config: RobotConfig,
+    joints_deg: ArrayLike,
+    speeds_deg_s: ArrayLike,
+    goal_deg: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
-    """What a policy is told of a robot: (channels,), for (6,) angles and (6,) or no speeds."""
+    """What a policy is told of a robot: (channels,).
+
+    Args:
+        config: what it is told.
+        joints_deg: (6,).
+        speeds_deg_s: (6,), or none.
+        goal_deg: (6,) where the episode is to end, as features say; where `tool_mm` is given.
+    """
     told = (np.asarray(joints_deg, np.float64) - config.center_deg) / config.span_deg
     if config.speed_deg_s:
         speeds = np.asarray(speeds_deg_s, np.float64)
         known = speeds.shape == (JOINTS,) and np.isfinite(speeds).all()
         told = np.append(told, speeds / config.speed_deg_s if known else np.zeros(JOINTS))
+    if config.tool_mm:
+        assert goal_deg is not None
+        off_mm = _from_goal(joints_deg, goal_deg, config.tool_mm)
+        told = np.append(told, np.arcsinh(off_mm / NEAR_MM))
     return told.astype(np.float32)
+
+
+def _from_goal(
+    joints_deg: ArrayLike, goal_deg: ArrayLike, tool_mm: ArrayLike
+) -> NDArray[np.float64]:
+    """Where the tool is in its own frame at the goal: (6,) mm, its tip and a turn of its axis."""
+    tool = np.asarray(tool_mm, np.float64)
+    (turned, at), (goal, there) = (flange_transform(angles) for angles in (joints_deg, goal_deg))
+    tip = (at + turned @ tool) - (there + goal @ tool)
+    axis = _LEVER_MM * (turned[:, 2] - goal[:, 2])
+    return np.concatenate((goal.T @ tip, goal.T @ axis))
 
 
 def start_deg(config: PolicyConfig, robot: RobotState | None) -> NDArray[np.float32] | None:
@@ -75,7 +104,10 @@ def start_deg(config: PolicyConfig, robot: RobotState | None) -> NDArray[np.floa
 
 
 def window_of(
-    config: PolicyConfig, sensor: NDArray[np.float32] | None, robot: RobotState | None
+    config: PolicyConfig,
+    sensor: NDArray[np.float32] | None,
+    robot: RobotState | None,
+    goal_deg: NDArray[np.float32] | None = None,
 ) -> Tensor | None:
     """A sensor window (1, T, channels) with what the policy is told of the robot.
 
@@ -83,6 +115,7 @@ def window_of(
         config: the policy's.
         sensor: (T, channels of the sensor itself), oldest sample first, T at least 1.
         robot: whose joints are told, where the policy is told of them; `start_deg` checks it.
+        goal_deg: (6,) where the episode is to end, where the policy reads that.
 
     Returns:
         A copy on the CPU; None where the policy takes no sensor.
@@ -103,7 +136,7 @@ def window_of(
     window = np.empty((1, len(sensor), config.sensor.channels), np.float32)
     window[0, :, :channels] = sensor
     if config.robot is not None and robot is not None:
-        window[0, :, channels:] = told_of(config.robot, robot.joints, robot.speeds)
+        window[0, :, channels:] = told_of(config.robot, robot.joints, robot.speeds, goal_deg)
     return torch.from_numpy(window)
 
 
@@ -128,6 +161,10 @@ class FastHalf:
             raise ValueError("a fast half needs its weights in one form at least")
         self.config = config
         self._plain, self._runner, self._spec = plain, runner, spec
+        if runner is not None:
+            self._readout = runner.goal_readout
+        else:
+            self._readout = getattr(self.fast.action_expert, "goal_readout", None)
         self._device = self.fast.action_expert.pos_embed.device if runner is None else runner.device
 
     @property
@@ -163,7 +200,8 @@ class FastHalf:
             PolicyError: no window or no robot where one is needed, a wrong shape, or values not
                 finite.
         """
-        joints, window = start_deg(self.config, robot), window_of(self.config, sensor, robot)
+        joints = start_deg(self.config, robot)
+        window = window_of(self.config, sensor, robot, self.goal_deg(features))
         delta = self._evaluate(features, window).float().cpu().numpy()
         actions = delta.copy()
         if joints is not None:
@@ -183,6 +221,19 @@ class FastHalf:
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise PolicyError(f"not features of a policy: {error}") from None
         return features
+
+    def goal_deg(self, features: Tensor) -> NDArray[np.float32] | None:
+        """Joint angles (6,) at which the episode is to end, read out of features.
+
+        None where the policy reads none.
+        """
+        if self._readout is None:
+            return None
+        weight = next(self._readout.parameters())
+        goal: NDArray[np.float32] = (
+            self._readout(features.to(weight).mean(dim=1))[0].float().cpu().numpy()
+        )
+        return goal
 
     def _evaluate(self, features: Tensor, window: Tensor | None) -> Tensor:
         """The delta (rows, columns)."""

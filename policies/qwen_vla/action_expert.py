@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from policies.qwen_vla.config import ExpertConfig
+from policies.qwen_vla.config import JOINTS, ExpertConfig
 
 __all__ = ["ActionExpert"]
 
@@ -16,9 +16,17 @@ class ActionExpert(nn.Module):
     """Fuses both features into one memory token and decodes every row of the chunk at once.
 
     Which of the projections exist depends on the fusion; names are those of existing checkpoints.
+
+    Args:
+        config: sizes.
+        sensor_features: width of the sensor feature.
+        columns: values of a row.
+        reads_goal: with `goal_readout`, see `RobotConfig`.
     """
 
-    def __init__(self, config: ExpertConfig, sensor_features: int, columns: int) -> None:
+    def __init__(
+        self, config: ExpertConfig, sensor_features: int, columns: int, reads_goal: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         hidden = config.hidden
@@ -47,6 +55,15 @@ class ActionExpert(nn.Module):
         )
         self.temporal_decoder = nn.TransformerDecoder(layer, config.layers)
         self.output_head = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, columns))
+        if reads_goal:
+            self.goal_readout = nn.Linear(config.vl_features, JOINTS).requires_grad_(False)
+
+    def goal_deg(self, vl: Tensor) -> Tensor | None:
+        """Joint angles (B, 6) at which the episode is to end, read out of features (B, N, D)."""
+        if not hasattr(self, "goal_readout"):
+            return None
+        goal: Tensor = self.goal_readout(vl.mean(dim=1))
+        return goal
 
     def memory(self, vl: Tensor, sensor: Tensor | None) -> Tensor:
         """Fuse features (B, N, vl_features) and (B, sensor_features) into a token (B, 1, hidden).

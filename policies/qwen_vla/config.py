@@ -39,6 +39,9 @@ FORMAT = "dualrate-policy"
 VERSION = 1
 DEFAULT_BACKBONE = "Qwen/Qwen2.5-VL-3B-Instruct"
 
+NEAR_MM = 0.5
+"""Up to here a distance from the goal counts in full, see `RobotConfig`."""
+
 # Nothing trained is near these; a hostile file must not make us build a billion layers.
 MAX_LAYERS = 128
 MAX_WIDTH = 1 << 17
@@ -178,15 +181,23 @@ class RobotConfig:
     they are not known. The rows begin at the angles: `actions = z + delta` with z the joint angles
     in every row, instead of zeros.
 
+    With `tool_mm` the features are also read as joint angles, where the episode is to end, and six
+    more values say where the tool's tip is, and where it points, as seen from there: asinh of
+    millimetres divided by `NEAR_MM`. So tenths count near the end, and tens do far from it. Angles
+    are taken to be those of a Meca500, see `common.kinematics`.
+
     Attributes:
         center_deg: joint angles that become zeros.
         span_deg: differences from these that become ones.
         speed_deg_s: joint speeds that become ones; empty where no speeds are told.
+        tool_mm: (3,) the tool's tip in the flange's frame; empty where no goal is read out of the
+            features.
     """
 
     center_deg: tuple[float, ...]
     span_deg: tuple[float, ...]
     speed_deg_s: tuple[float, ...] = ()
+    tool_mm: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values; raises PolicyError."""
@@ -198,10 +209,14 @@ class RobotConfig:
             if name != "center_deg" and not all(1e-3 <= value <= 1e6 for value in values):
                 raise PolicyError(f"robot.{name} must be within 0.001 and 1000000")
 
+        tool = self.tool_mm
+        if tool and (len(tool) != 3 or not all(abs(value) <= 1e4 for value in tool)):
+            raise PolicyError("robot.tool_mm must be 3 numbers within 10000, or empty")
+
     @property
     def channels(self) -> int:
         """How many values of a sample tell of the robot."""
-        return 2 * JOINTS if self.speed_deg_s else JOINTS
+        return JOINTS * (1 + bool(self.speed_deg_s) + bool(self.tool_mm))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -45,6 +46,8 @@ class FoldedFast:
         self._encoder = _Encoder(encoder, packing) if encoder is not None else None
         self._fusion = fold_fusion(expert, last, packing)
         self._decoder = _Decoder(expert, packing)
+        # In full precision whatever the rest runs in: hundredths of degrees count.
+        self.goal_readout = copy.deepcopy(getattr(expert, "goal_readout", None))
 
     @torch.inference_mode()
     def prepare(self, features: Tensor) -> tuple[Terms, Tensor | None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from policies.qwen_vla.captured import Captured, Lane
 from policies.qwen_vla.folded import FoldedFast
@@ -136,6 +136,11 @@ class FastRunner:
         self._delta: Tensor | None = None
         self._static: StaticRun | None = None
         self._recorded: Recorded | None = None
+
+    @property
+    def goal_readout(self) -> nn.Module | None:
+        """What reads a goal out of features, on the CPU in float32; None without one."""
+        return self._folded.goal_readout
 
     @torch.inference_mode()
     def __call__(self, features: Tensor, window: Tensor | None) -> Tensor:

@@ -26,6 +26,11 @@ _SPEED_S = 0.05
 _SPEEDS_UNKNOWN = 0.08
 
 
+# From here on normalization is no longer by the batch's own mean and deviation: of 32 samples
+# these are off by a fifth, a noise that drowns what is worth tenths of a millimetre.
+_SETTLED_STEPS = 500
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What the fast half gets at some ticks, and what the expert did.
@@ -62,6 +67,7 @@ class Episodes:
         trace_of: (looks,) which trace each look is of.
         seen_s: (looks,) when in it.
         lag_s: by how much the arm is behind its targets: rows are where it was so much later.
+        expert: reads goals out of features, where the policy is told them.
     """
 
     def __init__(
@@ -72,8 +78,11 @@ class Episodes:
         trace_of: NDArray[np.int64],
         seen_s: NDArray[np.float64],
         lag_s: float,
+        expert: ActionExpert | None = None,
     ) -> None:
         self._config, self._traces, self._features = config, traces, features
+        goals = None if expert is None else expert.goal_deg(features.unsqueeze(1))
+        self._goals_deg = None if goals is None else goals.detach().numpy()
         self._lag_s = lag_s
         looks: list[list[tuple[float, int]]] = [[] for _ in traces]
         for look, (number, at_s) in enumerate(zip(trace_of, seen_s, strict=True)):
@@ -115,29 +124,48 @@ class Episodes:
     ) -> tuple[
         int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]
     ]:
-        config = self._config
-        while True:
-            number = self._usable[rng.choice(len(self._usable), p=self._weights)]
-            trace = self._traces[number]
-            at_s = float(rng.uniform(trace.first_s, self._last_s(trace)))
-            # The moment a push ends is worth most: what follows is the way back.
-            if not trace.excluded[_place(trace.times_s, at_s)]:
-                break
+        number = int(self._usable[rng.choice(len(self._usable), p=self._weights)])
+        trace = self._traces[number]
+        at_s, rows, valid = self._example(trace, rng)
         fresh = [look for seen, look in self._looks[number] if at_s - OLDEST_LOOK_S <= seen <= at_s]
         before = [look for seen, look in self._looks[number] if seen <= at_s]
         look = int(rng.choice(fresh or before[-1:] or [self._looks[number][0][1]]))
         joints = _at(trace, np.array([at_s]))[0]
-        steps = np.arange(1, config.expert.rows + 1, dtype=np.float64)
+        goal = None if self._goals_deg is None else self._goals_deg[look]
+        return look, self._window(trace, at_s, joints, goal, rng), joints, rows, valid
+
+    def _example(
+        self, trace: Trace, rng: np.random.Generator
+    ) -> tuple[float, NDArray[np.float32], NDArray[np.bool_]]:
+        """A moment, the rows (H, 6) that were right then, and which of them (H,) are known."""
+        config = self._config
+        count = config.expert.rows
+        if len(trace.ticks_s):
+            usable = np.flatnonzero(trace.ticks_s >= trace.first_s - 1e-9)
+            tick = int(rng.choice(usable if len(usable) else len(trace.ticks_s)))
+            told = trace.rows_deg[tick][:count]
+            rows = np.concatenate((told, np.repeat(told[-1:], count - len(told), axis=0)))
+            return float(trace.ticks_s[tick]), rows, np.arange(count) < len(told)
+        while True:
+            at_s = float(rng.uniform(trace.first_s, self._last_s(trace)))
+            if not trace.excluded[_place(trace.times_s, at_s)]:
+                break
+        steps = np.arange(1, count + 1, dtype=np.float64)
         due = np.asarray(at_s + self._lag_s + config.action.dt * steps, dtype=np.float64)
         rows = _at(trace, due)
         ends = trace.times_s[-1]
-        pushes = trace.times_s[trace.excluded & (trace.times_s > at_s)]
-        if len(pushes):
-            ends = min(ends, pushes[0])
-        return look, self._window(trace, at_s, joints, rng), joints, rows, due <= ends + 1e-9
+        left_out = trace.times_s[trace.excluded & (trace.times_s > at_s)]
+        if len(left_out):
+            ends = min(ends, left_out[0])
+        return at_s, rows, due <= ends + 1e-9
 
     def _window(
-        self, trace: Trace, at_s: float, joints: NDArray[np.float32], rng: np.random.Generator
+        self,
+        trace: Trace,
+        at_s: float,
+        joints: NDArray[np.float32],
+        goal_deg: NDArray[np.float32] | None,
+        rng: np.random.Generator,
     ) -> NDArray[np.float32]:
         config = self._config
         assert config.sensor is not None
@@ -154,7 +182,7 @@ class Episodes:
             # Not every runtime knows speeds, and none does at first.
             known = rng.random() >= _SPEEDS_UNKNOWN and at_s >= trace.times_s[0] + _SPEED_S
             speeds = (joints - before) / _SPEED_S if known else ()
-            window[:, channels:] = told_of(config.robot, joints, speeds)
+            window[:, channels:] = told_of(config.robot, joints, speeds, goal_deg)
         return window
 
 
@@ -173,6 +201,13 @@ def _at(trace: Trace, moments: NDArray[np.float64]) -> NDArray[np.float32]:
     """Joint angles (N, 6) at some moments, between those measured."""
     columns = [np.interp(moments, trace.times_s, trace.joints_deg[:, j]) for j in range(JOINTS)]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def settle(model: nn.Module) -> None:
+    """Let batch normalization use what it has learned of means and deviations."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 class ActTrainer(nn.Module):
@@ -211,12 +246,14 @@ class ActTrainer(nn.Module):
     ) -> None:
         """Train from where `path` was left; a report every so many steps."""
         # Each row's part in the loss: what comes soon is executed most often.
-        share = 1.0 / torch.sqrt(1.0 + torch.arange(self.config.expert.rows, device=self.device))
+        share = 1.0 / (1.0 + torch.arange(self.config.expert.rows, device=self.device))
 
         def draw(step: int) -> Batch:
             return episodes.at_step(step, schedule.batch)
 
-        def loss_of(_: int, drawn: Batch) -> Tensor:
+        def loss_of(step: int, drawn: Batch) -> Tensor:
+            if step >= _SETTLED_STEPS:
+                settle(self)
             batch = drawn.to(self.device)
             length = metric(self(batch) - batch.rows_deg).square().sum(dim=2)
             weights = share * batch.valid

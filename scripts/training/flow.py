@@ -185,7 +185,17 @@ def train_flow(options: FlowOptions) -> Iterator[str]:
         features, looks = encoded(base, part)
         # A tensor made in inference mode cannot be learned from.
         own = features.clone()
-        episodes.append(Episodes(base.config, part, own, looks.trace, looks.seen_s, options.lag_s))
+        episodes.append(
+            Episodes(
+                base.config,
+                part,
+                own,
+                looks.trace,
+                looks.seen_s,
+                options.lag_s,
+                base.fast.action_expert,
+            )
+        )
     yield "features are there"
     learned, judged = episodes
     scales = measured_scales(_drawn(learned, options.batch, _MEASURED_BATCHES, seed=1))
@@ -216,6 +226,8 @@ def _trainer(
     sensor.load_state_dict(fast.sensor_encoder.state_dict())
     if options.begin == "base":
         head.begin_as(fast.action_expert)
+    if hasattr(head, "goal_readout"):
+        head.goal_readout.load_state_dict(fast.action_expert.goal_readout.state_dict())
     for module in (sensor, head):
         without_dropout(module)
     return FlowTrainer(sensor, head, scales, metric, options.draws)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from policies.qwen_vla.config import JOINTS, RobotConfig
 from scripts.training.errors import TipMetric
 from scripts.training.looks import Looks
 from scripts.training.loop import Report, Schedule, batch_at, descend
@@ -18,12 +19,12 @@ __all__ = ["LookTrainer"]
 class LookTrainer(nn.Module):
     """The slow half with a linear read-out of the goal."""
 
-    def __init__(self, slow: TrainableSlowHalf, width: int, home_deg: Tensor, span_deg: Tensor):
+    def __init__(self, slow: TrainableSlowHalf, width: int, robot: RobotConfig) -> None:
         super().__init__()
         self.slow = slow
-        self.goal = nn.Linear(width, 6)
-        self.register_buffer("home_deg", home_deg)
-        self.register_buffer("span_deg", span_deg)
+        self.goal = nn.Linear(width, JOINTS)
+        self.register_buffer("home_deg", torch.tensor(robot.center_deg))
+        self.register_buffer("span_deg", torch.tensor(robot.span_deg))
 
     @property
     def device(self) -> torch.device:

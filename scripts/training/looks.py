@@ -20,7 +20,7 @@ from policies.qwen_vla.images import PatchShape, cut, resize, target_size
 from policies.qwen_vla.layout import Grids
 from scripts.training.traces import Trace
 
-__all__ = ["Looks", "collect_looks", "levels_of", "pictures_at"]
+__all__ = ["Looks", "collect_looks", "levels_of", "pictures_at", "unseen"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,14 @@ def collect_looks(
         np.array(times),
         like or (),
     )
+
+
+def unseen(traces: Sequence[Trace]) -> Looks:
+    """All looks of some traces without their pictures: `levels` is empty."""
+    numbers = [number for number, trace in enumerate(traces) for _ in trace.seen_s]
+    goals = np.array([traces[number].goal_deg for number in numbers])
+    times = np.concatenate([trace.seen_s for trace in traces])
+    return Looks(torch.empty(0), torch.tensor(goals, dtype=torch.float32), np.array(numbers), times)
 
 
 def pictures_at(trace: Trace, place: int, views: Sequence[str]) -> list[NDArray[np.uint8]]:

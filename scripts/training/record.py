@@ -61,10 +61,12 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
 
 
 _CURVES = {
+    "feel": (("first_mm", "first row, median"), ("first_mm_p95", "first row, 95 %")),
     "look": (("tip_mm", "median"), ("tip_mm_p95", "95 %")),
     "act": (("first_mm", "first row, median"), ("first_mm_p95", "first row, 95 %")),
 }
 _TITLES = {
+    "feel": "Fast half, told the goal: the next row, episodes not trained on",
     "look": "Slow half: where the port is, episodes not trained on",
     "act": "Fast half: the next row, episodes not trained on",
 }

@@ -1,13 +1,12 @@
-"""The two stages of training, one after the other, each from where it was left."""
+"""The stages of training, one after the other, each from where it was left."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from policies.qwen_vla.policy import QwenVlaPolicy
 from scripts.training.act import ActTrainer, Batch, Episodes
 from scripts.training.data import read_traces
 from scripts.training.errors import TipMetric
+from scripts.training.hindsight import in_place_of_features, take_features, take_goals
 from scripts.training.look import LookTrainer
-from scripts.training.looks import Looks, collect_looks, pictures_at
+from scripts.training.looks import Looks, collect_looks, pictures_at, unseen
 from scripts.training.loop import Schedule
 from scripts.training.record import Record, draw
 from scripts.training.small import make_small, without_dropout
@@ -39,8 +39,7 @@ class CannotTrain(ValueError):
     """The data or the checkpoint does not allow it; one line that says what to do."""
 
 
-@dataclass(frozen=True)
-class _Split:
+class _Split(NamedTuple):
     """Traces to train on, and to judge by."""
 
     learned: list[Trace]
@@ -109,7 +108,9 @@ def _first_goals(path: Path, split: _Split) -> Tensor:
     They stay when it goes on with more demonstrations, or what was learned would mean others.
     """
     if not path.exists():
-        torch.save(goals_of(split.learned), path)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        torch.save(goals_of(split.learned), draft)
+        draft.replace(path)
     goals: Tensor = torch.load(path, weights_only=True)
     return goals
 
@@ -127,35 +128,64 @@ def _train_small(options: TrainOptions) -> Iterator[str]:
     split = split_traces(read_traces(options.data, options.views), options.kept)
     yield f"{len(split.learned)} episodes to learn from, {len(split.kept)} to judge by"
     goals = _first_goals(options.work / "goals.pt", split)
-    small = make_small(options.views, goals, options.rows, options.seed)
+    small = make_small(options.views, goals, options.rows, options.seed, options.tool_mm)
     config = small.config
     metric = TipMetric(goals.mean(dim=0).numpy(), options.tool_mm)
+    trainer = ActTrainer(config, small.sensor, small.expert).to(device)
+    if options.only != "look":
+        yield from _feel(options, config, split, trainer, metric)
+    if options.only == "feel":
+        return
     looks = collect_looks(split.learned, config, PatchShape())
     judged = collect_looks(split.kept, config, PatchShape(), like=looks.grids)
     yield f"{len(looks.levels)} looks to learn from"
     assert config.robot is not None
-    look = LookTrainer(
-        small.slow(looks.grids),
-        config.expert.vl_features,
-        torch.tensor(config.robot.center_deg),
-        torch.tensor(config.robot.span_deg),
-    ).to(device)
+    look = LookTrainer(small.slow(looks.grids), config.expert.vl_features, config.robot).to(device)
     schedule = Schedule(options.look_steps, options.batch, options.look_rate)
     with Record(options.work, "look", options.look_steps) as record:
         look.learn(looks, judged, schedule, metric, options.work / "look.pt", record)
-    yield from _act(
-        options,
-        config,
-        split,
-        ActTrainer(config, small.sensor, small.expert).to(device),
-        (look.features(looks), look.features(judged)),
-        (looks, judged),
-        metric,
-    )
+    if options.only == "look":
+        return
+    take_features(small.expert, look.goal, config.robot)
+    features = (look.features(looks), look.features(judged))
+    yield from _act(options, config, split, trainer, features, (looks, judged), metric)
     for module in (small.model, small.sensor, small.expert):
         module.cpu()
     save_policy(small.policy(), options.out)
     yield f"checkpoint  {options.out}"
+
+
+def _feel(
+    options: TrainOptions,
+    config: PolicyConfig,
+    split: _Split,
+    trainer: ActTrainer,
+    metric: TipMetric,
+) -> Iterator[str]:
+    """Acting, with the goals themselves for features."""
+    assert config.robot is not None
+    take_goals(trainer.expert, config.robot)
+    parts = []
+    for seed, traces in enumerate(split):
+        looks = unseen(traces)
+        width = config.expert.vl_features
+        features = in_place_of_features(looks.goals_deg, config.robot, width, seed)
+        parts.append(
+            Episodes(
+                config,
+                traces,
+                features,
+                looks.trace,
+                looks.seen_s,
+                options.lag_s,
+                trainer.expert,
+            )
+        )
+    kept = _drawn(parts[1], options.batch)
+    schedule = Schedule(options.feel_steps, options.batch, options.feel_rate)
+    with Record(options.work, "feel", options.feel_steps) as record:
+        trainer.learn(parts[0], kept, schedule, metric, options.work / "feel.pt", record)
+    yield "goals for features: " + _said(trainer.judge(kept, metric))
 
 
 def _fine_tune(options: TrainOptions) -> Iterator[str]:
@@ -223,7 +253,9 @@ def _act(
 ) -> Iterator[str]:
     """The second stage, which goes on from the file `name` in the work folder."""
     episodes, judged = (
-        Episodes(config, traces, given.clone(), seen.trace, seen.seen_s, options.lag_s)
+        Episodes(
+            config, traces, given.clone(), seen.trace, seen.seen_s, options.lag_s, trainer.expert
+        )
         for traces, given, seen in zip((split.learned, split.kept), features, looks, strict=True)
     )
     kept = _drawn(judged, options.batch)
@@ -231,7 +263,11 @@ def _act(
     with Record(options.work, "act", options.act_steps) as record:
         trainer.learn(episodes, kept, schedule, metric, options.work / name, record)
     figures = trainer.judge(kept, metric)
-    yield ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    yield _said(figures)
+
+
+def _said(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
 def _drawn(episodes: Episodes, size: int) -> list[Batch]:

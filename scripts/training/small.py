@@ -30,6 +30,7 @@ from policies.qwen_vla.sensor_encoder import SensorEncoder
 from policies.qwen_vla.tiny import backbone_sizes
 from policies.qwen_vla.tokenizer import make_tokenizer
 from scripts.training.towers import TrainableSlowHalf
+from sim.layout import TIP_FROM_FLANGE_MM
 
 __all__ = ["PICTURE", "SmallParts", "make_small", "without_dropout"]
 
@@ -80,7 +81,11 @@ class SmallParts:
 
 
 def make_small(
-    views: tuple[str, ...], goals_deg: Tensor, rows: int = 16, seed: int = 0
+    views: tuple[str, ...],
+    goals_deg: Tensor,
+    rows: int = 16,
+    seed: int = 0,
+    tool_mm: tuple[float, float, float] = (0.0, 0.0, TIP_FROM_FLANGE_MM),
 ) -> SmallParts:
     """Untrained parts; joint angles are told relative to the goals (N, 6) of what is trained on."""
     torch.manual_seed(seed)
@@ -94,12 +99,12 @@ def make_small(
     center = goals_deg.mean(dim=0)
     # A joint that hardly moves tells little: it is not made loud. One goal does not vary.
     spread = goals_deg.std(dim=0) if len(goals_deg) > 1 else torch.zeros_like(center)
-    span = spread.clamp(min=2.0)
-    robot = RobotConfig(tuple(center.tolist()), tuple(span.tolist()), tuple(span.tolist()))
+    spans = tuple(spread.clamp(min=2.0).tolist())
+    robot = RobotConfig(tuple(center.tolist()), spans, spans, tool_mm)
     sensor = SensorConfig(
         channels=CHANNELS + robot.channels, conv=(96, 192, 192, 192), feedforward=384, features=256
     )
-    expert = ExpertConfig(vl_features=WIDTH, hidden=192, feedforward=768, rows=rows)
+    expert = ExpertConfig(vl_features=WIDTH, hidden=192, layers=2, feedforward=768, rows=rows)
     config = PolicyConfig(
         name="insertion, small",
         views=views,
@@ -115,7 +120,7 @@ def make_small(
         model,
         tokenizer,
         SensorEncoder(sensor),
-        ActionExpert(expert, sensor.features, len(config.action.columns)),
+        ActionExpert(expert, sensor.features, len(config.action.columns), reads_goal=True),
     )
     for module in (small.sensor, small.expert):
         without_dropout(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ class Trace:
         window: gives the sensor window that ends at a time.
         seen_s: (P,) when pictures were taken.
         pictures: P JPEGs by view.
+        ticks_s: (K,) moments that `rows_deg` says what to do at; where there are none, what the
+            arm did next is the example, at any moment.
+        rows_deg: (K, H, 6) joint targets, as far apart as the policy's rows.
     """
 
     source: str
@@ -47,6 +50,8 @@ class Trace:
     window: Windows
     seen_s: Vector
     pictures: dict[str, list[bytes]]
+    ticks_s: Vector = field(default_factory=lambda: np.zeros(0))
+    rows_deg: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 6), np.float32))
 
     @property
     def moves(self) -> bool:
@@ -68,9 +73,11 @@ def from_demonstration(made: Demonstration) -> Trace:
         goal_deg=made.goal_deg,
         times_s=made.times_s,
         joints_deg=made.joints_deg,
-        excluded=made.pushed,
+        excluded=np.zeros(len(made.times_s), bool),
         first_s=0.1,
         window=window,
         seen_s=made.seen_s,
         pictures=made.pictures,
+        ticks_s=made.ticks_s,
+        rows_deg=made.rows_deg,
     )

@@ -22,6 +22,7 @@ from policies.qwen_vla.images import PatchShape
 from scripts.training.act import ActTrainer, Episodes
 from scripts.training.data import read_traces
 from scripts.training.errors import TipMetric
+from scripts.training.hindsight import SIGHT_DEG, in_place_of_features, take_features
 from scripts.training.look import LookTrainer
 from scripts.training.looks import collect_looks, levels_of
 from scripts.training.loop import Schedule, learning_rate
@@ -86,9 +87,8 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def look_trainer(small: SmallParts) -> LookTrainer:
     assert small.config.robot is not None
-    center, span, _ = (torch.tensor(v) for v in dataclasses.astuple(small.config.robot))
     torch.manual_seed(1)
-    return LookTrainer(small.slow(), small.config.expert.vl_features, center, span)
+    return LookTrainer(small.slow(), small.config.expert.vl_features, small.config.robot)
 
 
 def test_looking_is_learned_and_goes_on_where_it_was(
@@ -163,12 +163,35 @@ def test_acting_is_learned(small: SmallParts, traces: list[Trace], tmp_path: Pat
     assert not trainer.expert.get_parameter("output_head.1.weight")[6:].any()
 
 
+def test_an_expert_taught_goals_takes_features_instead(small: SmallParts) -> None:
+    assert small.config.robot is not None
+    look = look_trainer(small)
+    rng = torch.Generator().manual_seed(3)
+    features = torch.randn(5, 128, generator=rng)
+    with torch.no_grad():
+        goals = look.home_deg + look.span_deg * look.goal(features)
+        told = in_place_of_features(goals, small.config.robot, 128, seed=0)
+        again = in_place_of_features(goals, small.config.robot, 128, seed=0)
+        # About as wrong as said, and the same each time.
+        wrong = (told[:, :6] - look.goal(features)) * look.span_deg
+        assert torch.equal(told, again)
+        assert 0.5 * SIGHT_DEG < wrong.std() < 2 * SIGHT_DEG
+        told[:, :6] = look.goal(features)
+        sensor = torch.randn(5, 256, generator=rng)
+        expert = small.expert.eval()
+        wanted, _ = expert(told.unsqueeze(1), sensor)
+        assert not torch.allclose(expert(features.unsqueeze(1), sensor)[0], wanted, atol=1e-2)
+        take_features(expert, look.goal)
+        assert torch.allclose(expert(features.unsqueeze(1), sensor)[0], wanted, atol=1e-4)
+
+
 def test_one_command_trains_a_policy_that_runs(made: list[Demonstration], tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "policy"
     data.mkdir()
     write_demonstrations(data / "0.npz", made)
     arguments = ["--data", data, "--out", out, "--work", tmp_path / "work", "--kept", 0.3]
-    arguments += ["--look-steps", 3, "--act-steps", 3, "--batch", 4, "--threads", 1]
+    arguments += ["--look-steps", 3, "--act-steps", 3, "--feel-steps", 3]
+    arguments += ["--batch", 4, "--threads", 1]
     command = [sys.executable, "scripts/train.py", *map(str, arguments)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=150
@@ -178,7 +201,7 @@ def test_one_command_trains_a_policy_that_runs(made: list[Demonstration], tmp_pa
     stages = [
         json.loads(line) for line in (tmp_path / "work/metrics.jsonl").read_text().splitlines()
     ]
-    assert {entry["stage"] for entry in stages} == {"look", "act"}
+    assert {entry["stage"] for entry in stages} == {"feel", "look", "act"}
     policy = load_policy(out, device="cpu")
     weights = out / "model.safetensors"
     assert weights.stat().st_size < 25e6

@@ -30,7 +30,8 @@ def made(looks: int = 2, count: int = 4) -> Demonstration:
         goal_deg=np.arange(6.0),
         times_s=times,
         joints_deg=np.ones((count, 6)),
-        pushed=np.zeros(count, bool),
+        ticks_s=np.arange(count) * 0.1,
+        rows_deg=np.zeros((count, 16, 6), np.float32),
         sampled_s=np.arange(2.0 * count),
         forces_n=np.zeros(2 * count, np.float32),
         distances_mm=np.ones(2 * count, np.float32),
@@ -61,7 +62,16 @@ def test_they_are_read_as_written(path: Path) -> None:
     wanted = made()
     assert (one.seed, one.pictures) == (7, wanted.pictures)
     assert [len(other.seen_s), len(other.pictures["View4"])] == [1, 1]
-    for name in ("goal_deg", "times_s", "joints_deg", "pushed", "sampled_s", "forces_n", "seen_s"):
+    for name in (
+        "goal_deg",
+        "times_s",
+        "joints_deg",
+        "ticks_s",
+        "rows_deg",
+        "sampled_s",
+        "forces_n",
+        "seen_s",
+    ):
         assert np.array_equal(getattr(one, name), getattr(wanted, name))
         assert getattr(one, name).dtype == getattr(wanted, name).dtype
 
@@ -112,7 +122,7 @@ def entry(**changed: object) -> list[dict[str, object]]:
 
 BAD: dict[str, tuple[Callable[[Arrays], None], str]] = {
     "no index": (drop("index"), "index is missing"),
-    "no array": (drop("1/forces_n"), "22 arrays, and by the index 23"),
+    "no array": (drop("1/forces_n"), "24 arrays, and by the index 25"),
     "another instead": (
         lambda arrays: arrays.update({"1/other": arrays.pop("1/forces_n")}),
         "1/forces_n is missing",
@@ -133,7 +143,8 @@ BAD: dict[str, tuple[Callable[[Arrays], None], str]] = {
             {
                 "0/times_s": np.empty(0),
                 "0/joints_deg": np.empty((0, 6)),
-                "0/pushed": np.empty(0, bool),
+                "0/ticks_s": np.empty(0),
+                "0/rows_deg": np.empty((0, 16, 6), np.float32),
             }
         ),
         "no joint angles",
