@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from policies.qwen_vla.acting import told_of
 from policies.qwen_vla.action_expert import ActionExpert
 from policies.qwen_vla.config import (
     ActionConfig,
@@ -29,6 +30,7 @@ from scripts.training.traces import Trace
 
 SPEEDS = np.array([10.0, -4.0, 3.0, 2.0, 1.0, 0.5])
 ROWS, WINDOW, CENTER = 4, 5, 7.0
+ROBOT = RobotConfig((CENTER,) * 6, (2.0,) * 6, (4.0,) * 6)
 CONFIG = PolicyConfig(
     views=("View3",),
     sensor=SensorConfig(
@@ -36,7 +38,7 @@ CONFIG = PolicyConfig(
     ),
     expert=ExpertConfig(vl_features=1, hidden=8, layers=1, heads=2, feedforward=8, rows=ROWS),
     action=ActionConfig(space="joint_position", dt=0.1),
-    robot=RobotConfig((CENTER,) * 6, (2.0,) * 6, (4.0,) * 6),
+    robot=ROBOT,
 )
 DELTA = ("joint_delta", None)
 
@@ -104,6 +106,49 @@ def test_what_is_excluded_is_no_example() -> None:
     ticks = (at > 1.5) & (at < 1.6)
     assert ticks.any(), "the moment a push ends is worth most"
     assert batch.valid.numpy()[ticks].all()
+
+
+def test_where_an_expert_was_asked_it_is_the_example() -> None:
+    made = dataclasses.replace(
+        trace(),
+        ticks_s=np.array([0.05, 1.0, 2.0]),
+        rows_deg=np.arange(3 * 6 * 6, dtype=np.float32).reshape(3, 6, 6),
+    )
+    batch, at = drawn(made)
+    # Before there is a whole window nothing is learned.
+    assert set(at.round(3)) == {1.0, 2.0}
+    for tick in (1, 2):
+        own = np.abs(at - tick) < 1e-3
+        assert (batch.rows_deg.numpy()[own] == made.rows_deg[tick][:ROWS]).all()
+    assert batch.valid.all()
+    # Of an expert who looks less far, the last row is repeated, and is no example.
+    batch, at = drawn(dataclasses.replace(made, rows_deg=made.rows_deg[:, :3]))
+    assert batch.valid.tolist() == [[True, True, True, False]] * len(at)
+    assert torch.equal(batch.rows_deg[:, 3], batch.rows_deg[:, 2])
+    other = dataclasses.replace(CONFIG, action=ActionConfig(space="joint_position", dt=0.05))
+    with pytest.raises(ValueError, match=r"every 0\.1 s, and the policy's rows are 0\.05"):
+        Episodes(other, [made], torch.zeros(1, 1), np.zeros(1, int), np.zeros(1), 0.0)
+
+
+def test_a_goal_is_told_as_the_features_of_the_look_say() -> None:
+    robot = dataclasses.replace(ROBOT, tool_mm=(0.0, 0.0, 70.0))
+    assert CONFIG.sensor is not None
+    sensor = dataclasses.replace(CONFIG.sensor, channels=2 + 18)
+    config = dataclasses.replace(CONFIG, robot=robot, sensor=sensor)
+    expert = ActionExpert(CONFIG.expert, sensor.features, 7, reads_goal=True)
+    made = trace(seen_s=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0))
+    features = torch.tensor(made.seen_s, dtype=torch.float32).unsqueeze(1)
+    numbers = np.zeros(6, np.int64)
+    episodes = Episodes(config, [made], features, numbers, made.seen_s, 0.0, expert)
+    batch = episodes.draw(50, np.random.default_rng(0))
+    goals = expert.goal_deg(batch.features.unsqueeze(1))
+    assert goals is not None
+    for joints, goal, window in zip(
+        batch.start_deg.numpy(), goals.detach().numpy(), batch.windows.numpy(), strict=True
+    ):
+        told = told_of(robot, joints, (), goal)
+        assert window[0, -6:] == pytest.approx(told[-6:], abs=1e-5)
+    assert len(np.unique(batch.features.numpy())) > 3
 
 
 def test_features_are_of_a_look_of_the_last_two_seconds() -> None:

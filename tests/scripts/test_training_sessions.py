@@ -242,9 +242,18 @@ def test_looks_have_the_goal_of_their_own_episode(tmp_path: Path) -> None:
 
 def test_demonstrations_without_the_views_are_said(tmp_path: Path) -> None:
     made = Demonstration(
-        1, np.zeros(6), np.zeros(1), np.zeros((1, 6)), np.zeros(1, bool), np.zeros(1),
-        np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(0), {"View3": []},
-    )  # fmt: skip
+        seed=1,
+        goal_deg=np.zeros(6),
+        times_s=np.zeros(1),
+        joints_deg=np.zeros((1, 6)),
+        ticks_s=np.zeros(0),
+        rows_deg=np.zeros((0, 16, 6), np.float32),
+        sampled_s=np.zeros(1),
+        forces_n=np.zeros(1, np.float32),
+        distances_mm=np.zeros(1, np.float32),
+        seen_s=np.zeros(0),
+        pictures={"View3": []},
+    )
     write_demonstrations(tmp_path / "0.npz", [made])
     with pytest.raises(ValueError, match="no pictures of View4"):
         read_traces([tmp_path], VIEWS)
@@ -264,7 +273,8 @@ def test_a_policy_is_trained_on_sessions_from_nothing(
         record(tmp_path / "data", number, size=(320, 240))
     out, work = tmp_path / "policy", tmp_path / "work"
     arguments = ["--data", tmp_path / "data", "--out", out, "--work", work]
-    assert run(monkeypatch, *arguments, "--look-steps", 2, "--act-steps", 2) == 0
+    arguments += ["--feel-steps", 2, "--look-steps", 2, "--act-steps", 2]
+    assert run(monkeypatch, *arguments) == 0
     policy = load_policy(out, device="cpu")
     (trace, _) = read_traces([tmp_path / "data"], VIEWS)
     pictures = dict(zip(VIEWS, pictures_at(trace, 0, VIEWS), strict=True))
@@ -331,7 +341,7 @@ def test_what_does_not_fit_is_one_line(
         record(tmp_path / "data", number, **changed)
     arguments = ["--data", tmp_path / "data", "--work", tmp_path / "w", "--out", tmp_path / "o"]
     with pytest.raises(SystemExit) as left:
-        run(monkeypatch, *arguments, "--look-steps", 1, "--act-steps", 1)
+        run(monkeypatch, *arguments, "--feel-steps", 1, "--look-steps", 1, "--act-steps", 1)
     assert left.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
