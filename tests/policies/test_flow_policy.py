@@ -124,7 +124,7 @@ class _Gaussian(FlowHead):
 def test_frozen_rows_come_out_as_they_are_executed(base: QwenVlaPolicy) -> None:
     assert base.config.sensor is not None
     sensor, _ = empty_parts(base.config)
-    head = _Gaussian(base.config.expert, base.config.sensor.features, 6)
+    head = _Gaussian(base.config.expert, base.config.sensor.features, 6, reads_goal=True)
     policy = FlowPolicy(base, sensor, head, FLOW)
     # What is left of a chunk that was made when the arm was elsewhere.
     chunker = RtcChunker(ROWS, 0.1)

@@ -127,12 +127,12 @@ def episodes(small: SmallParts, traces: list[Trace]) -> Episodes:
     numbers = np.concatenate([[n] * len(t.seen_s) for n, t in enumerate(traces)])
     seen = np.concatenate([t.seen_s for t in traces])
     features = torch.randn(len(seen), 128, generator=torch.Generator().manual_seed(0))
-    return Episodes(small.config, traces, features, numbers, seen, lag_s=0.0)
+    return Episodes(small.config, traces, features, numbers, seen, 0.0, small.expert)
 
 
 def test_rows_are_where_the_arm_went(small: SmallParts, traces: list[Trace]) -> None:
     batch = episodes(small, traces).draw(64, np.random.default_rng(0))
-    assert batch.windows.shape == (64, 65, 1038)
+    assert batch.windows.shape == (64, 65, 1044)
     assert batch.rows_deg.shape == (64, 16, 6)
     assert batch.valid[:, 0].float().mean() > 0.6
     # The last values of each sample are the joints that the rows begin at.
@@ -181,7 +181,7 @@ def test_an_expert_taught_goals_takes_features_instead(small: SmallParts) -> Non
         expert = small.expert.eval()
         wanted, _ = expert(told.unsqueeze(1), sensor)
         assert not torch.allclose(expert(features.unsqueeze(1), sensor)[0], wanted, atol=1e-2)
-        take_features(expert, look.goal)
+        take_features(expert, look.goal, small.config.robot)
         assert torch.allclose(expert(features.unsqueeze(1), sensor)[0], wanted, atol=1e-4)
 
 

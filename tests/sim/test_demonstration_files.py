@@ -159,13 +159,13 @@ BAD: dict[str, tuple[Callable[[Arrays], None], str]] = {
     "no seed": (index([{"views": ["View3"], "looks": 1}]), "seed and looks"),
     "true looks": (index(entry(looks=True)), "seed and looks"),
     "fewer than none": (index(entry(looks=-1)), "seed and looks"),
-    "huge looks": (index(entry(looks=10**12)), "by the index 2000000000019"),
-    "more looks": (index(entry(looks=3)), "by the index 25"),
+    "huge looks": (index(entry(looks=10**12)), "by the index 2000000000021"),
+    "more looks": (index(entry(looks=3)), "by the index 27"),
     "no views": (index(entry(views=[])), "views"),
     "views by number": (index(entry(views=[3, 4])), "view in the index"),
-    "a view twice": (index(entry(views=["View3", "View3"])), "by the index 21"),
+    "a view twice": (index(entry(views=["View3", "View3"])), "by the index 23"),
     "other views": (index(entry(views=["View3", "View5"])), "0/View5/0 is missing"),
-    "fewer than there are": (index(entry()[:1]), "by the index 13"),
+    "fewer than there are": (index(entry()[:1]), "by the index 14"),
 }
 
 
