@@ -91,8 +91,8 @@ class Episodes:
         dt = config.action.dt
         if abs(dt - ROW_S) > 1e-6 and any(len(trace.ticks_s) for trace in traces):
             raise ValueError(
-                f"demonstrations say what to do every {ROW_S:g} s, and the policy's rows are {dt:g} "
-                "s apart: train on sessions"
+                f"demonstrations say what to do every {ROW_S:g} s, and the policy's rows are "
+                f"{dt:g} s apart: train on sessions"
             )
         spans = np.array([traces[n].times_s[-1] for n in self._usable])
         self._weights = spans / spans.sum()
