@@ -1,4 +1,4 @@
-"""Second stage: the fast half learns to act, on features that the slow half gives."""
+"""The fast half learns to act: on goals in place of features, then on features."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from policies.qwen_vla.config import JOINTS, PolicyConfig
 from policies.qwen_vla.sensor_encoder import SensorEncoder
 from scripts.training.errors import TipMetric
 from scripts.training.loop import Report, Schedule, descend
-from scripts.training.traces import OLDEST_LOOK_S, Trace
+from scripts.training.traces import OLDEST_LOOK_S, ROW_S, Trace
 
 __all__ = ["ActTrainer", "Batch", "Episodes"]
 
 # Speeds are told from two states so far apart, and in this share of the samples not at all.
 _SPEED_S = 0.05
 _SPEEDS_UNKNOWN = 0.08
-
-
 # From here on normalization is no longer by the batch's own mean and deviation: of 32 samples
 # these are off by a fifth, a noise that drowns what is worth tenths of a millimetre.
 _SETTLED_STEPS = 500
@@ -81,8 +79,7 @@ class Episodes:
         expert: ActionExpert | None = None,
     ) -> None:
         self._config, self._traces, self._features = config, traces, features
-        goals = None if expert is None else expert.goal_deg(features.unsqueeze(1))
-        self._goals_deg = None if goals is None else goals.detach().numpy()
+        self._goals_deg = None if expert is None else _goals_deg(expert, features)
         self._lag_s = lag_s
         looks: list[list[tuple[float, int]]] = [[] for _ in traces]
         for look, (number, at_s) in enumerate(zip(trace_of, seen_s, strict=True)):
@@ -91,6 +88,12 @@ class Episodes:
         self._usable = [n for n, trace in enumerate(traces) if looks[n] and self._teaches(trace)]
         if not self._usable:
             raise ValueError("there is nothing to learn acting from: no episode moves")
+        dt = config.action.dt
+        if abs(dt - ROW_S) > 1e-6 and any(len(trace.ticks_s) for trace in traces):
+            raise ValueError(
+                f"demonstrations say what to do every {ROW_S:g} s, and the policy's rows are "
+                f"{dt:g} s apart: train on sessions"
+            )
         spans = np.array([traces[n].times_s[-1] for n in self._usable])
         self._weights = spans / spans.sum()
 
@@ -152,12 +155,9 @@ class Episodes:
                 break
         steps = np.arange(1, count + 1, dtype=np.float64)
         due = np.asarray(at_s + self._lag_s + config.action.dt * steps, dtype=np.float64)
-        rows = _at(trace, due)
-        ends = trace.times_s[-1]
         left_out = trace.times_s[trace.excluded & (trace.times_s > at_s)]
-        if len(left_out):
-            ends = min(ends, left_out[0])
-        return at_s, rows, due <= ends + 1e-9
+        ends = left_out[0] if len(left_out) else trace.times_s[-1]
+        return at_s, _at(trace, due), due <= ends + 1e-9
 
     def _window(
         self,
@@ -184,6 +184,13 @@ class Episodes:
             speeds = (joints - before) / _SPEED_S if known else ()
             window[:, channels:] = told_of(config.robot, joints, speeds, goal_deg)
         return window
+
+
+@torch.no_grad()
+def _goals_deg(expert: ActionExpert, features: Tensor) -> NDArray[np.float32] | None:
+    """Goals (looks, 6) as an expert reads them out of features (looks, D); None: it reads none."""
+    goals = expert.goal_deg(features.unsqueeze(1).to(expert.pos_embed))
+    return None if goals is None else goals.cpu().numpy()
 
 
 def _as_long(window: NDArray[np.float32], samples: int) -> NDArray[np.float32]:

@@ -146,11 +146,13 @@ def _train_small(options: TrainOptions) -> Iterator[str]:
         look.learn(looks, judged, schedule, metric, options.work / "look.pt", record)
     if options.only == "look":
         return
-    take_features(small.expert, look.goal, config.robot)
     features = (look.features(looks), look.features(judged))
-    yield from _act(options, config, split, trainer, features, (looks, judged), metric)
-    for module in (small.model, small.sensor, small.expert):
+    for module in (look, trainer):
         module.cpu()
+    take_features(small.expert, look.goal, config.robot)
+    trainer.to(device)
+    yield from _act(options, config, split, trainer, features, (looks, judged), metric)
+    trainer.cpu()
     save_policy(small.policy(), options.out)
     yield f"checkpoint  {options.out}"
 
@@ -251,7 +253,7 @@ def _act(
     metric: TipMetric,
     name: str = "act.pt",
 ) -> Iterator[str]:
-    """The second stage, which goes on from the file `name` in the work folder."""
+    """The last stage, which goes on from the file `name` in the work folder."""
     episodes, judged = (
         Episodes(
             config, traces, given.clone(), seen.trace, seen.seen_s, options.lag_s, trainer.expert

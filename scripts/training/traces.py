@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sim.ascan import synthesize
 from sim.demonstration_files import Demonstration
 
-__all__ = ["OLDEST_LOOK_S", "Trace", "Vector", "Windows", "from_demonstration"]
+__all__ = ["OLDEST_LOOK_S", "ROW_S", "Trace", "Vector", "Windows", "from_demonstration"]
 
 Vector = NDArray[np.float64]
 Windows = Callable[[float, int, np.random.Generator], NDArray[np.float32]]
@@ -20,6 +20,10 @@ speckle. ValueError for samples that cannot be learned from."""
 
 OLDEST_LOOK_S = 2.0
 """The features of a policy at work are as old as this at most, or the output is on hold."""
+
+
+ROW_S = 0.1
+"""How far apart an expert's rows are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Trace:
         pictures: P JPEGs by view.
         ticks_s: (K,) moments that `rows_deg` says what to do at; where there are none, what the
             arm did next is the example, at any moment.
-        rows_deg: (K, H, 6) joint targets, as far apart as the policy's rows.
+        rows_deg: (K, H, 6) joint targets, `ROW_S` apart.
     """
 
     source: str

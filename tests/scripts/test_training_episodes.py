@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from policies.qwen_vla.acting import told_of
 from policies.qwen_vla.action_expert import ActionExpert
 from policies.qwen_vla.config import (
     ActionConfig,
@@ -20,11 +22,15 @@ from policies.qwen_vla.config import (
 )
 from policies.qwen_vla.sensor_encoder import SensorEncoder
 from scripts.training.act import ActTrainer, Batch, Episodes
+from scripts.training.errors import TipMetric
+from scripts.training.loop import Schedule
 from scripts.training.run import CannotTrain, split_traces
+from scripts.training.small import without_dropout
 from scripts.training.traces import Trace
 
 SPEEDS = np.array([10.0, -4.0, 3.0, 2.0, 1.0, 0.5])
 ROWS, WINDOW, CENTER = 4, 5, 7.0
+ROBOT = RobotConfig((CENTER,) * 6, (2.0,) * 6, (4.0,) * 6)
 CONFIG = PolicyConfig(
     views=("View3",),
     sensor=SensorConfig(
@@ -32,7 +38,7 @@ CONFIG = PolicyConfig(
     ),
     expert=ExpertConfig(vl_features=1, hidden=8, layers=1, heads=2, feedforward=8, rows=ROWS),
     action=ActionConfig(space="joint_position", dt=0.1),
-    robot=RobotConfig((CENTER,) * 6, (2.0,) * 6, (4.0,) * 6),
+    robot=ROBOT,
 )
 DELTA = ("joint_delta", None)
 
@@ -100,6 +106,49 @@ def test_what_is_excluded_is_no_example() -> None:
     ticks = (at > 1.5) & (at < 1.6)
     assert ticks.any(), "the moment a push ends is worth most"
     assert batch.valid.numpy()[ticks].all()
+
+
+def test_where_an_expert_was_asked_it_is_the_example() -> None:
+    made = dataclasses.replace(
+        trace(),
+        ticks_s=np.array([0.05, 1.0, 2.0]),
+        rows_deg=np.arange(3 * 6 * 6, dtype=np.float32).reshape(3, 6, 6),
+    )
+    batch, at = drawn(made)
+    # Before there is a whole window nothing is learned.
+    assert set(at.round(3)) == {1.0, 2.0}
+    for tick in (1, 2):
+        own = np.abs(at - tick) < 1e-3
+        assert (batch.rows_deg.numpy()[own] == made.rows_deg[tick][:ROWS]).all()
+    assert batch.valid.all()
+    # Of an expert who looks less far, the last row is repeated, and is no example.
+    batch, at = drawn(dataclasses.replace(made, rows_deg=made.rows_deg[:, :3]))
+    assert batch.valid.tolist() == [[True, True, True, False]] * len(at)
+    assert torch.equal(batch.rows_deg[:, 3], batch.rows_deg[:, 2])
+    other = dataclasses.replace(CONFIG, action=ActionConfig(space="joint_position", dt=0.05))
+    with pytest.raises(ValueError, match=r"every 0\.1 s, and the policy's rows are 0\.05"):
+        Episodes(other, [made], torch.zeros(1, 1), np.zeros(1, int), np.zeros(1), 0.0)
+
+
+def test_a_goal_is_told_as_the_features_of_the_look_say() -> None:
+    robot = dataclasses.replace(ROBOT, tool_mm=(0.0, 0.0, 70.0))
+    assert CONFIG.sensor is not None
+    sensor = dataclasses.replace(CONFIG.sensor, channels=2 + 18)
+    config = dataclasses.replace(CONFIG, robot=robot, sensor=sensor)
+    expert = ActionExpert(CONFIG.expert, sensor.features, 7, reads_goal=True)
+    made = trace(seen_s=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0))
+    features = torch.tensor(made.seen_s, dtype=torch.float32).unsqueeze(1)
+    numbers = np.zeros(6, np.int64)
+    episodes = Episodes(config, [made], features, numbers, made.seen_s, 0.0, expert)
+    batch = episodes.draw(50, np.random.default_rng(0))
+    goals = expert.goal_deg(batch.features.unsqueeze(1))
+    assert goals is not None
+    for joints, goal, window in zip(
+        batch.start_deg.numpy(), goals.detach().numpy(), batch.windows.numpy(), strict=True
+    ):
+        told = told_of(robot, joints, (), goal)
+        assert window[0, -6:] == pytest.approx(told[-6:], abs=1e-5)
+    assert len(np.unique(batch.features.numpy())) > 3
 
 
 def test_features_are_of_a_look_of_the_last_two_seconds() -> None:
@@ -179,6 +228,29 @@ def test_rows_mean_what_the_checkpoint_says() -> None:
     assert torch.allclose(given[1], deltas[1])
     assert torch.allclose(given[2][:, 2:3], begin + deltas[2][:, :3].sum(dim=1, keepdim=True))
     assert torch.allclose(given[2][:, :1], begin + deltas[2][:, :1])
+
+
+def test_what_is_no_example_teaches_nothing(tmp_path: Path) -> None:
+    made = trace(excluded=[(4.0, 7.0)])
+    after = made.times_s[:, None] > 4.0
+    other = dataclasses.replace(made, joints_deg=np.where(after, 99.0, made.joints_deg))
+    assert CONFIG.sensor is not None
+    weights = []
+    for number, one in enumerate((made, other)):
+        torch.manual_seed(0)
+        expert = ActionExpert(CONFIG.expert, CONFIG.sensor.features, 7)
+        trainer = ActTrainer(CONFIG, SensorEncoder(CONFIG.sensor), expert)
+        for module in (trainer.sensor, trainer.expert):
+            without_dropout(module)
+        episodes = Episodes(CONFIG, [one], torch.zeros(1, 1), np.zeros(1, int), np.zeros(1), 0.0)
+        kept = [episodes.draw(8, np.random.default_rng(0))]
+        metric = TipMetric(np.zeros(6), (0.0, 0.0, 70.0))
+        path = tmp_path / f"{number}.pt"
+        before = expert.fusion_proj.weight.detach().clone()
+        trainer.learn(episodes, kept, Schedule(2, 64, 1e-3), metric, path, lambda *_: None)
+        weights.append(expert.fusion_proj.weight.detach())
+        assert not torch.equal(weights[-1], before)
+    assert torch.equal(*weights)
 
 
 def test_a_few_episodes_are_parted_too() -> None:

@@ -134,7 +134,7 @@ def test_ticks_without_samples_or_pictures_are_no_examples(tmp_path: Path) -> No
     )
     trace = trace_of(other)
     # The last look is of the last picture of both views, and serves for two seconds.
-    assert trace.seen_s[-1] == pytest.approx(0.95, abs=0.1)
+    assert trace.seen_s == pytest.approx([0.0, 0.5, 0.9], abs=0.01)
     assert excluded_s(trace)[0] == pytest.approx(trace.seen_s[-1] + 2.0, abs=0.02)
     assert excluded_s(trace)[-1] == pytest.approx(4.49, abs=0.02)
 
@@ -242,9 +242,18 @@ def test_looks_have_the_goal_of_their_own_episode(tmp_path: Path) -> None:
 
 def test_demonstrations_without_the_views_are_said(tmp_path: Path) -> None:
     made = Demonstration(
-        1, np.zeros(6), np.zeros(1), np.zeros((1, 6)), np.zeros(1, bool), np.zeros(1),
-        np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(0), {"View3": []},
-    )  # fmt: skip
+        seed=1,
+        goal_deg=np.zeros(6),
+        times_s=np.zeros(1),
+        joints_deg=np.zeros((1, 6)),
+        ticks_s=np.zeros(0),
+        rows_deg=np.zeros((0, 16, 6), np.float32),
+        sampled_s=np.zeros(1),
+        forces_n=np.zeros(1, np.float32),
+        distances_mm=np.zeros(1, np.float32),
+        seen_s=np.zeros(0),
+        pictures={"View3": []},
+    )
     write_demonstrations(tmp_path / "0.npz", [made])
     with pytest.raises(ValueError, match="no pictures of View4"):
         read_traces([tmp_path], VIEWS)
@@ -264,7 +273,8 @@ def test_a_policy_is_trained_on_sessions_from_nothing(
         record(tmp_path / "data", number, size=(320, 240))
     out, work = tmp_path / "policy", tmp_path / "work"
     arguments = ["--data", tmp_path / "data", "--out", out, "--work", work]
-    assert run(monkeypatch, *arguments, "--look-steps", 2, "--act-steps", 2) == 0
+    arguments += ["--feel-steps", 2, "--look-steps", 2, "--act-steps", 2]
+    assert run(monkeypatch, *arguments) == 0
     policy = load_policy(out, device="cpu")
     (trace, _) = read_traces([tmp_path / "data"], VIEWS)
     pictures = dict(zip(VIEWS, pictures_at(trace, 0, VIEWS), strict=True))
@@ -331,7 +341,7 @@ def test_what_does_not_fit_is_one_line(
         record(tmp_path / "data", number, **changed)
     arguments = ["--data", tmp_path / "data", "--work", tmp_path / "w", "--out", tmp_path / "o"]
     with pytest.raises(SystemExit) as left:
-        run(monkeypatch, *arguments, "--look-steps", 1, "--act-steps", 1)
+        run(monkeypatch, *arguments, "--feel-steps", 1, "--look-steps", 1, "--act-steps", 1)
     assert left.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
