@@ -70,7 +70,7 @@ def test_the_goal_is_read_out_of_the_features(policy: QwenVlaPolicy) -> None:
     # At the goal there is nothing left to go, whatever the features.
     told = told_of(robot, wanted.numpy(), (), wanted.numpy())
     assert told[-6:] == pytest.approx(np.zeros(6), abs=1e-4)
-    away = told_of(robot, wanted.numpy() + [0, 0, 0, 0, 1, 0], (), wanted.numpy())
+    away = told_of(robot, np.add(wanted.numpy(), [0, 0, 0, 0, 1, 0]), (), wanted.numpy())
     assert np.abs(away[-6:]).max() > 1.0
 
 
