@@ -43,11 +43,11 @@ class TrainOptions:
     """The cameras that a policy trained from nothing looks through."""
     rows: int = 16
     """Rows of a chunk of a policy trained from nothing, 0.1 s apart."""
-    feel_steps: int = 6000
+    feel_steps: int = 5000
     """Steps of the first stage: the fast half learns to act, told where episodes end."""
     look_steps: int = 3000
     """Steps of the second stage: the slow half learns to see where episodes end."""
-    act_steps: int = 3000
+    act_steps: int = 2500
     """Steps of the last stage, or of fine-tuning: the fast half learns to act on what is seen."""
     feel_rate: float = 1e-3
     """Highest learning rate of the first stage."""

@@ -6,6 +6,7 @@ Time comes in as an argument (monotonic seconds), so that every decision can be 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -87,6 +88,7 @@ class ActionExecutor:
         self._plan: _Plan | None = None
         self._last: Action | None = None
         self._last_at = 0.0
+        self._episode_at = -math.inf
         self._hold_due = False
         self._hold_kind = ""
         self.holding = ""
@@ -101,6 +103,11 @@ class ActionExecutor:
         """Nothing is known of the robot any more, or it was moved: drop what was planned."""
         self._measured = self._plan = self._commanded = None
 
+    def begin_episode(self, moment: float) -> None:
+        """Another episode began: what was seen before says nothing of it, nor what came of that."""
+        self.forget()
+        self._episode_at = moment
+
     def accept(self, action: Action, arrived_at: float) -> str:
         """Take one message; the reason as a short slug when it is refused, else empty.
 
@@ -112,7 +119,7 @@ class ActionExecutor:
         if action.hold:
             self.hold(f"receiver: {action.reason or 'no reason given'}", "receiver")
             return refused
-        refused = refused or self._unusable(action)
+        refused = refused or self._outlived(action, arrived_at) or self._unusable(action)
         if refused:
             return refused
         self._plan = self._plan_for(action, arrived_at)
@@ -178,6 +185,16 @@ class ActionExecutor:
             if action.observed_at < last.observed_at - _OLDER_S and not action.hold:
                 return "old"
         return "" if on_time else "delayed"
+
+    def _outlived(self, action: Action, arrived_at: float) -> str:
+        """Whether it was made of what was seen in the episode before; else empty.
+
+        Only how long ago that was can be told: the receiver's clock is another one. A receiver
+        that does not say (0) is believed.
+        """
+        age_s = action.timestamp - action.observed_at
+        seen_before = arrived_at - age_s < self._episode_at
+        return "episode" if action.observed_at > 0 and seen_before else ""
 
     def _unusable(self, action: Action) -> str:
         """Why a chunk cannot be followed, or empty."""

@@ -200,7 +200,7 @@ class RobotSender:
             logger.info("the episode ended")
             self._send(encode_episode_end())
             if self._executor is not None:  # what was planned was for the episode before
-                self._executor.forget()
+                self._executor.begin_episode(time.monotonic())
         self._last = reading
         joints, pose = tuple(reading.joints_deg.tolist()), tuple(reading.pose.tolist())
         state = RobotState(reading.sampled_at, wall(), reading.force_n, joints, pose)

@@ -38,6 +38,11 @@ def action(rows: Any = None, seq: int = 0, at: float = 0.0, **given: Any) -> Act
     return Action(**{**fields, **given})
 
 
+def seen_before(age_s: float, seq: int, at: float) -> Action:
+    """One of which the oldest input was seen so long before."""
+    return action(seq=seq, at=at, observed_at=STAMP + at - age_s)
+
+
 def executor(limits: MotionLimits | None = None, **given: Any) -> ActionExecutor:
     made = ActionExecutor(limits or MotionLimits.of_arm(speed_scale=1.0), HZ, 10.0, **given)
     made.observe(HOME, POSE)
@@ -135,6 +140,30 @@ def test_a_stuck_robot_is_not_sent_further_and_further_away() -> None:
             assert command is not None and command.target is not None
             speed = np.array(limits.joint_speed_deg_s)
             assert (command.target - HOME <= speed * (limits.lead_s + 1 / HZ) + 1e-9).all()
+
+
+def test_what_was_seen_in_the_episode_before_moves_nothing_in_the_next() -> None:
+    made = executor()
+    assert made.accept(seen_before(0.05, seq=0, at=0.0), T0) == ""
+    made.begin_episode(T0 + 0.1)
+    made.observe(HOME, POSE)
+    # On its way when the episode began, and made of features from before it.
+    assert made.accept(seen_before(0.05, seq=1, at=0.1), T0 + 0.12) == "episode"
+    assert made.accept(seen_before(0.35, seq=2, at=0.2), T0 + 0.2) == "episode"
+    assert made.step(T0 + 0.21) is None
+    # An order to hold is obeyed all the same.
+    assert made.accept(action(seq=3, at=0.25, hold=True), T0 + 0.25) == ""
+    assert made.holding
+    assert made.accept(seen_before(0.05, seq=4, at=0.3), T0 + 0.3) == ""
+    assert (command := made.step(T0 + 0.31)) is not None
+    assert command.kind == "joints"
+
+
+def test_who_does_not_say_when_it_saw_is_believed_in_any_episode() -> None:
+    made = executor()
+    made.begin_episode(T0 + 0.05)
+    made.observe(HOME, POSE)
+    assert made.accept(action(seq=0, at=0.1, observed_at=0.0), T0 + 0.1) == ""
 
 
 def test_nothing_moves_before_a_state_was_read_or_an_action_came() -> None:

@@ -119,6 +119,8 @@ def test_episodes_are_judged_one_after_the_other(rig: StartRig, tmp_path: Path) 
         wait_until(lambda: newest(link).sim_time_s > 2.0, "some time without a command", 60)
         assert newest(link).episode == 0  # nobody has begun yet
         for number in (0, 1):
+            # What comes right at its beginning is still meant for the episode before.
+            wait_until(lambda: newest(link).sim_time_s > 0.1, "the episode's beginning", 60)
             commands.send(msgpack.packb({"joints": list(HOME_DEG)}))
             wait_until(lambda n=number: newest(link).episode == n + 1, "the next episode", 60)
             assert newest(link).seed == 6 + number
@@ -129,6 +131,23 @@ def test_episodes_are_judged_one_after_the_other(rig: StartRig, tmp_path: Path) 
         (1, 6, False),
     ]
     assert running.child.stop() == 0
+
+
+def test_commands_of_the_episode_before_do_not_move_the_next(
+    rig: StartRig, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.csv"
+    running = rig("--episode-s", "1", "--trace", str(path))
+    away = np.array(HOME_DEG) + [5.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    with link_to(running) as link, commands_to(running) as commands:
+        while newest(link).episode < 2:  # one at every state, as who has not heard of it
+            commands.send(msgpack.packb({"joints": away.tolist()}))
+    assert running.child.stop() == 0
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["episode"] == "1"]
+    first, last = (abs(float(row["j1"]) - HOME_DEG[0]) for row in (rows[3], rows[-1]))
+    assert first < 0.05  # 30 ms into the episode; 3 degrees and more if it had gone on
+    assert last > 4.0
 
 
 def test_bad_messages_are_counted_and_change_nothing(
