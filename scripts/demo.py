@@ -221,7 +221,10 @@ def _goals(
     slowest = min(views.values()) if views else 0.0
     late = summary["action_lateness_ms_p99"]
     malformed = sum(sum(reasons.values()) for reasons in summary["malformed"].values())
-    holds = sum(n for why, n in summary["holds"].items() if why not in _BETWEEN_EPISODES)
+    between = sum(summary["holds"].get(why, 0) for why in _BETWEEN_EPISODES)
+    holds = sum(summary["holds"].values()) - between
+    # Every tick gives one or the other.
+    ticks_hz = summary["action_hz"] * (1 + between / max(summary["actions"] - 1, 1))
     errors = [entry["rms_mm"] for entry in score if entry["success"]]
     error = f", {statistics.median(errors):.2f} mm RMS" if errors else ""
     age = summary["feature_age_ms_p50"]
@@ -233,10 +236,10 @@ def _goals(
             True,
         ),
         (
-            "actions",
-            f"{summary['action_hz']:.2f} Hz",
+            "actions, holds between episodes",
+            f"{ticks_hz:.2f} Hz",
             f"{hz:g} Hz ± 1%",
-            abs(summary["action_hz"] - hz) <= 0.01 * hz,
+            abs(ticks_hz - hz) <= 0.01 * hz,
         ),
         ("deadlines missed", str(summary["deadline_misses"]), "0", summary["deadline_misses"] == 0),
         (
