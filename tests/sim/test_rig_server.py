@@ -133,12 +133,10 @@ def test_episodes_are_judged_one_after_the_other(rig: StartRig, tmp_path: Path) 
     assert running.child.stop() == 0
 
 
-def test_commands_of_the_episode_before_do_not_move_the_next(
-    rig: StartRig, tmp_path: Path
-) -> None:
+def test_commands_of_the_episode_before_do_not_move_the_next(rig: StartRig, tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     running = rig("--episode-s", "1", "--trace", str(path))
-    away = np.array(HOME_DEG) + [5.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    away = np.add(HOME_DEG, [5.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     with link_to(running) as link, commands_to(running) as commands:
         while newest(link).episode < 2:  # one at every state, as who has not heard of it
             commands.send(msgpack.packb({"joints": away.tolist()}))
