@@ -290,6 +290,7 @@ class FailingRobot:
         self.sick = threading.Event()
         self.crash = threading.Event()
         self.fault: DriverError | None = None
+        self.episode = 0
         self.joints = np.array([0.0, -10.0, 20.0, 0.0, 35.0, 0.0])
 
     def open(self) -> None:
@@ -305,7 +306,7 @@ class FailingRobot:
         if self.broken.is_set():
             raise DriverError("no answer")
         joints = self.joints + (np.nan if self.sick.is_set() else 0.0)
-        return RobotReading(wall(), joints, np.zeros(6))
+        return RobotReading(wall(), joints, np.zeros(6), episode=self.episode)
 
     def move_joints(self, joints_deg: np.ndarray) -> None:
         self.calls.append("move")
@@ -543,6 +544,30 @@ def test_after_a_fault_only_fresh_actions_move_the_robot(
     assert "move" not in robot.calls[first_close:]
     act(2)
     until(lambda: "move" in robot.calls[first_close:], "motion by a fresh action")
+
+
+def test_what_was_seen_in_the_episode_before_does_not_move_the_robot(loop: Any, until: Any) -> None:
+    robot, actions = FailingRobot(), Actions()
+    listener, _, _ = loop(robot, (actions, ActionExecutor(MotionLimits.of_arm(), 100.0, 10.0)))
+    until(listener.has(5), "states")
+    rows = np.tile(robot.joints, (8, 1)).astype(np.float32)
+
+    def act(seq: int, seen_at: float) -> None:
+        actions.waiting.append(
+            Action(seq, time.time(), seen_at, 1, 0.1, 9.0, "joint_position", rows)
+        )
+
+    seen_at = time.time()
+    act(0, seen_at)
+    until(lambda: "move" in robot.calls, "motion")
+    robot.episode = 1
+    until(lambda: listener.drain() or b"episode_end" in listener.topics, "episode_end")
+    act(1, seen_at)
+    until(lambda: "episode" in actions.refused, "the action refused")
+    act(2, time.time())
+    before = robot.calls.count("move")
+    until(lambda: robot.calls.count("move") > before, "motion by what is seen now")
+    assert actions.refused == ["episode"]
 
 
 def test_a_publisher_that_fails_stops_nothing(tmp_path: Path, until: Any) -> None:
