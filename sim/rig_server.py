@@ -39,8 +39,8 @@ _SAMPLE_EVERY = 2  # the force sensor samples at 650 Hz
 _MAX_BEHIND_S = 0.1
 _REPORT_S = 5.0
 _EPISODE_S = 15.0
-# So long after it began an episode of itself, commands are still those of the episode before: who
-# sends them has not heard of it yet.
+# So long after an episode began, commands are still those of the episode before: who sends them
+# has not heard of it yet.
 _DEAF_S = 0.05
 # The wall clock may be set while this runs; smaller corrections stay out of the sample times.
 _CLOCK_STEP_S = 0.005
@@ -180,7 +180,6 @@ class RigServer:
         every = 0.0 if self.options.judged else self.options.episode_s
         if every and monotonic_s - self._episode_began >= every:
             self._reset((self.rig.seed + 1) % 2**31, monotonic_s)
-            self._deaf_until = monotonic_s + _DEAF_S
 
     def _do(self, command: Command, monotonic_s: float) -> None:
         if command.kind == "hold" or command.values is None:
@@ -198,6 +197,7 @@ class RigServer:
     def _reset(self, seed: int, monotonic_s: float) -> None:
         self.rig.reset(seed)
         self._episode_began = monotonic_s
+        self._deaf_until = monotonic_s + _DEAF_S
         if self._score:
             self._score.begin()
 
@@ -237,7 +237,6 @@ class RigServer:
         if self._score and (over := self._score.see(reading, self.rig.episode, self.rig.seed)):
             print(over.line(), flush=True)
             self._reset((self.rig.seed + 1) % 2**31, tick.deadline)
-            self._deaf_until = tick.deadline + _DEAF_S
 
     def _publish(
         self, at: float, reading: Reading, samples: list[tuple[float, float, float]]
