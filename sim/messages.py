@@ -133,7 +133,8 @@ class Command:
     """What the rig is asked to do.
 
     Attributes:
-        kind: which of them; `values` are (6,) for joints and pose, `seed` is for reset.
+        kind: which of them; `values` are (6,) for joints and pose, `seed` is for reset. In an
+            episode's first 50 ms those that move the arm are not heard.
     """
 
     kind: Literal["joints", "pose", "hold", "reset"]
