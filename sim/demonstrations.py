@@ -58,7 +58,6 @@ class Demonstrator:
         self._views = tuple(views)
         self._rig = InsertionRig()
         self._renderer = RigRenderer(self._rig.model, width, height)
-        self._made = 0
 
     def make(self, seed: int, kind: str | None = None) -> Demonstration:
         """The demonstration of a seed; `kind` is `home`, `inside` or `look`, by the seed if None.
@@ -201,8 +200,8 @@ class _Clumsy:
         depth = float((tip - port) @ axis)
         aside = (tip - port) - depth * axis
         off_mm = float(np.linalg.norm(aside))
-        until = (rig.time_s, rig.time_s + _ROW_S / 2, rig.time_s + _ROW_S)
-        depth = min(depth, min(map(self._expert.surface_mm, until)) - _CLEARANCE_MM)
+        moments = (rig.time_s, rig.time_s + _ROW_S / 2, rig.time_s + _ROW_S)
+        depth = min(depth, min(map(self._expert.surface_mm, moments)) - _CLEARANCE_MM)
         if depth > _WALL_DEPTH_MM and off_mm > _ASIDE_MM:
             before = float((tip_transform(rig.joints_deg)[1] - port) @ axis)
             if before <= _WALL_DEPTH_MM:

@@ -38,8 +38,7 @@ def empty_parts(config: PolicyConfig) -> tuple[SensorEncoder, FlowHead]:
     """
     check_base(config)
     assert config.sensor is not None and config.robot is not None  # by check_base
-    reads_goal = bool(config.robot.tool_mm)
-    head = FlowHead(config.expert, config.sensor.features, JOINTS, reads_goal)
+    head = FlowHead(config.expert, config.sensor.features, JOINTS, config.robot.reads_goal)
     return SensorEncoder(config.sensor), head
 
 

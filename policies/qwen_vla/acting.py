@@ -225,7 +225,7 @@ class FastHalf:
     def goal_deg(self, features: Tensor) -> NDArray[np.float32] | None:
         """Joint angles (6,) at which the episode is to end, read out of features.
 
-        None where the policy reads none.
+        None where the policy reads none; PolicyError where they are not finite.
         """
         if self._readout is None:
             return None
@@ -233,6 +233,8 @@ class FastHalf:
         goal: NDArray[np.float32] = (
             self._readout(features.to(weight).mean(dim=1))[0].float().cpu().numpy()
         )
+        if not np.isfinite(goal).all():
+            raise PolicyError("the goal read out of the features is not finite")
         return goal
 
     def _evaluate(self, features: Tensor, window: Tensor | None) -> Tensor:

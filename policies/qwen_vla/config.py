@@ -214,9 +214,14 @@ class RobotConfig:
             raise PolicyError("robot.tool_mm must be 3 numbers within 10000, or empty")
 
     @property
+    def reads_goal(self) -> bool:
+        """Whether a goal is read out of the features."""
+        return bool(self.tool_mm)
+
+    @property
     def channels(self) -> int:
         """How many values of a sample tell of the robot."""
-        return JOINTS * (1 + bool(self.speed_deg_s) + bool(self.tool_mm))
+        return JOINTS * (1 + bool(self.speed_deg_s) + self.reads_goal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def check_fast(
     width = config.sensor.features if config.sensor else 0
     with torch.device("meta"):  # no memory for weights that are replaced at once
         encoder = SensorEncoder(config.sensor) if config.sensor else None
-        goal = config.robot is not None and bool(config.robot.tool_mm)
+        goal = config.robot is not None and config.robot.reads_goal
         decoder = ActionExpert(config.expert, width, len(config.action.columns), goal)
     expected: dict[str, Tensor] = {}
     given: dict[str, Tensor] = {}

@@ -52,6 +52,12 @@ def test_rows_begin_at_the_robots_joints(policy: QwenVlaPolicy) -> None:
     assert np.array_equal(chunk.actions[:, 6], chunk.delta[:, 6])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_goal_that_is_no_number_gives_no_action(policy: QwenVlaPolicy, value: float) -> None:
+    with pytest.raises(PolicyError, match="goal read out of the features"):
+        policy.act(torch.full((1, 1, 128), value), window(), ROBOT)
+
+
 def seen_from(goal_deg: Any, joints_deg: Any) -> Any:
     """The tip, 70 mm before the flange, and the needle's direction, as seen from the goal."""
     (turned, at), (goal, there) = (flange_transform(j) for j in (joints_deg, goal_deg))

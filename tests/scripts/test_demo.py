@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from common import endpoints
+from scripts.demo import _goals
 from tests.support import ROOT, free_ports, is_free, wait_until
 
 USED = (
@@ -105,3 +106,18 @@ def test_a_second_one_is_told_that_its_ports_are_in_use_and_ctrl_c_ends_the_firs
     assert first.returncode == 0, output
     assert not [child for child in children if child.is_running()]
     assert json.loads((latest / "summary.json").read_text())["actions"] > 0
+
+
+def test_holds_between_episodes_are_ticks_and_others_are_not() -> None:
+    summary = {
+        "action_hz_wanted": 10.0, "action_hz": 9.64, "actions": 1205, "frames_hz": {"View1": 30.0},
+        "holds": {"no features yet": 44, "episode ended": 1, "sensor stale": 3}, "malformed": {},
+        "action_lateness_ms_p50": 0.1, "action_lateness_ms_p99": 2.0, "deadline_misses": 0,
+        "action_ms_p50": 4.0, "action_ms_p99": 8.0, "vl_hz": 2.4, "vl_ms_mean": 30.0,
+        "feature_age_ms_p50": 300.0, "feature_age_ms_p99": 500.0, "robot_hz": 100.0,
+        "sensor_hz": 650.0, "sensor_lost": 0, "rss_mb_end": 300.0, "peak_rss_mb": 300.0,
+    }  # fmt: skip
+    rows = {name: (figure, met) for name, figure, _, met in _goals(summary, [])}
+    assert rows["actions, holds between episodes"] == ("10.00 Hz", True)
+    assert rows["holds within episodes"] == ("3", False)
+    assert rows["episodes that succeeded"] == ("0 of 0", True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from common.wire import RobotState
 from policies.base import AT_REST
 from policies.qwen_vla import load_policy
 from policies.qwen_vla.images import PatchShape
+from scripts.train import TrainOptions
 from scripts.training.act import ActTrainer, Episodes
 from scripts.training.data import read_traces
 from scripts.training.errors import TipMetric
@@ -26,6 +28,7 @@ from scripts.training.hindsight import SIGHT_DEG, in_place_of_features, take_fea
 from scripts.training.look import LookTrainer
 from scripts.training.looks import collect_looks, levels_of
 from scripts.training.loop import Schedule, learning_rate
+from scripts.training.run import train
 from scripts.training.small import SmallParts, make_small
 from scripts.training.traces import Trace, from_demonstration
 from sim.demonstration_files import Demonstration, write_demonstrations
@@ -75,6 +78,10 @@ def test_the_tip_metric_is_the_tips_displacement() -> None:
     _, tip = tip_transform(HOME_DEG)
     _, moved = tip_transform(np.add(HOME_DEG, error.numpy()))
     assert metric(error)[:3].numpy() == pytest.approx(moved - tip, abs=2e-4)
+    # A turn about the tool's own axis moves no tip, and counts all the same.
+    about_itself = metric(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0]))
+    assert about_itself[:3].abs().max() < 1e-3
+    assert about_itself.norm() == pytest.approx(4.0 * np.radians(1.0), rel=0.01)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
@@ -183,6 +190,47 @@ def test_an_expert_taught_goals_takes_features_instead(small: SmallParts) -> Non
         assert not torch.allclose(expert(features.unsqueeze(1), sensor)[0], wanted, atol=1e-2)
         take_features(expert, look.goal, small.config.robot)
         assert torch.allclose(expert(features.unsqueeze(1), sensor)[0], wanted, atol=1e-4)
+
+
+def test_normalization_is_settled_after_a_while(
+    small: SmallParts, traces: list[Trace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.training.act._SETTLED_STEPS", 3)
+    drawn = episodes(small, traces)
+    trainer = ActTrainer(small.config, small.sensor, small.expert)
+    kept = [drawn.draw(8, np.random.default_rng(9))]
+    metric = TipMetric(HOME_DEG, (0.0, 0.0, 70.0))
+    means = []
+    for steps in (2, 3, 6):
+        trainer.learn(
+            drawn, kept, Schedule(steps, 8, 1e-3, warmup=1), metric, tmp_path / "act.pt",
+            lambda *_: None,
+        )  # fmt: skip
+        means.append(small.sensor.get_buffer("conv_backbone.1.running_mean").clone())
+    assert not torch.equal(means[0], means[1])
+    assert torch.equal(means[1], means[2])
+
+
+def test_two_stages_may_be_trained_by_themselves(made: list[Demonstration], tmp_path: Path) -> None:
+    data, work = tmp_path / "data", tmp_path / "work"
+    data.mkdir()
+    write_demonstrations(data / "0.npz", made)
+
+    def stages(only: Literal["feel", "look"] | None) -> list[str]:
+        options = TrainOptions(
+            (data,), tmp_path / "policy", work, kept=0.3, batch=4, threads=1, only=only,
+            feel_steps=2, look_steps=2, act_steps=2,
+        )  # fmt: skip
+        list(train(options))
+        lines = (work / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["stage"] for line in lines]
+
+    assert stages("look") == ["look"]
+    assert stages("feel") == ["look", "feel"]
+    assert not (tmp_path / "policy").exists()
+    # Both are there: only the last is left to do.
+    assert stages(None) == ["look", "feel", "act"]
+    assert (tmp_path / "policy").exists()
 
 
 def test_one_command_trains_a_policy_that_runs(made: list[Demonstration], tmp_path: Path) -> None:

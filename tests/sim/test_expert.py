@@ -49,6 +49,14 @@ def test_an_arm_that_does_what_it_is_told_each_tick_succeeds(seed: int) -> None:
     assert verdict.rms_mm < 0.2
 
 
+def test_a_needle_that_was_turned_about_itself_is_turned_back() -> None:
+    rig = InsertionRig(seed=6)
+    turned = np.add(HOME_DEG, [0.0, 0.0, 0.0, 0.0, 0.0, 4.0])
+    rows = Expert(rig.config, rig.layout, turned).rows(0.0, 16, 0.1)
+    assert rows[0, 5] == pytest.approx(HOME_DEG[5] + 2.5)
+    assert rows[-1, 5] == pytest.approx(HOME_DEG[5])
+
+
 def test_joints_are_found_for_a_tip() -> None:
     axis, tip = tip_transform(HOME_DEG)
     target = tip + np.array([4.0, -5.0, 3.0])
@@ -93,6 +101,11 @@ def test_a_demonstration_ends_where_it_should(demonstrator: Demonstrator, kind: 
         decoded = cv2.imdecode(np.frombuffer(pictures[0], np.uint8), cv2.IMREAD_COLOR)
         assert decoded is not None
         assert decoded.shape == (90, 160, 3)
+
+
+def test_an_error_out_of_the_arms_reach_ends_no_demonstration(demonstrator: Demonstrator) -> None:
+    made = demonstrator.make(4_000_049, "inside")
+    assert len(made.ticks_s) == 45
 
 
 def test_a_seed_gives_the_same_demonstration(demonstrator: Demonstrator) -> None:
