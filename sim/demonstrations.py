@@ -37,7 +37,11 @@ _TISSUE_MM = (0.8, 2.0)
 _SHARE = (0.5, 1.1)
 _ERRORS_MM, _ERROR_RAD, _ERROR_TURN_DEG = (0.5, 0.3), 0.01, 1.0
 _KEPT = (0.5, 0.9)
+# In half of the episodes it turns the needle far more lazily than it moves the tip: else hardly any
+# moment would show a needle that is off its direction, and a policy would never learn to mend that.
+_LAZY, _LAZY_SHARE = 0.5, (0.1, 1.0)
 _WELL = 0.2  # of the episodes are without
+_TURNED_DEG = 6.0  # at most, to begin with: the needle about itself
 # Errors end short of the tissue, and of the wall.
 _CLEARANCE_MM, _WALL_DEPTH_MM, _ASIDE_MM = 0.3, -1.5, 1.3
 
@@ -160,6 +164,8 @@ class _Clumsy:
         self._size = 0.0 if rng.random() < _WELL else float(rng.uniform(0.3, 1.5))
         if not self._size:
             self._share = 1.0
+        # Errors grow less as well: what is put right slowly would add up to any angle.
+        self._diligence = float(rng.uniform(*_LAZY_SHARE)) if rng.random() < _LAZY else 1.0
         self._error = self._drawn()
         self._from = self._to = rig.joints_deg
 
@@ -172,9 +178,11 @@ class _Clumsy:
         side = np.cross(axis, [0.0, 0.0, 1.0])
         side /= np.linalg.norm(side)
         other = np.cross(axis, side)
-        along, one, two, slant, lean, turn = self._error
+        along, one, two = self._error[:3]
+        slant, lean, turn = self._diligence * self._error[3:]
         tip = at[1] + self._share * (told[1] - at[1]) + along * axis + one * side + two * other
-        needle = at[0] + self._share * (told[0] - at[0]) + slant * side + lean * other
+        share = self._diligence * self._share
+        needle = at[0] + share * (told[0] - at[0]) + slant * side + lean * other
         self._from = self._to
         try:
             self._to = joints_for_tip(
@@ -182,7 +190,8 @@ class _Clumsy:
             )
         except ValueError:  # an error that took it out of the arm's reach
             self._to = np.array(target_deg)
-        self._to[5] += turn
+        before = rig.joints_deg[5]
+        self._to[5] = before + share * (target_deg[5] - before) + turn
 
     def at(self, part: float) -> Vector:
         """Where it goes (6,) when that part of the tick is over."""
@@ -230,7 +239,7 @@ def _start(kind: str, config: RigConfig, layout: Layout, rng: np.random.Generato
         # Never in the eye: a tip that starts beyond the wall would be thrown out of it.
         inwards = float((tip - goal.port_mm) @ layout.axis)
         tip = tip - max(inwards + 1.5, 0.0) * layout.axis
-        spread = 0.03
+        spread = 0.05
     else:
         axis = goal.needle
         depth = config.tissue_depth_mm - DISTANCE_MM + float(rng.uniform(-4.5, 3.0))
@@ -239,6 +248,8 @@ def _start(kind: str, config: RigConfig, layout: Layout, rng: np.random.Generato
         aside = rng.uniform(-0.7, 0.7, 3)
         aside -= (aside @ layout.axis) * layout.axis
         tip = goal.port_mm + depth * layout.axis + aside
-        spread = 0.015
+        spread = 0.03
     axis = axis + rng.normal(0.0, spread, 3)
-    return joints_for_tip(tip, axis / np.linalg.norm(axis), home)
+    joints = joints_for_tip(tip, axis / np.linalg.norm(axis), home)
+    joints[5] += rng.uniform(-_TURNED_DEG, _TURNED_DEG)
+    return joints

@@ -25,7 +25,11 @@ _DEPTH_MM_S = 16.0
 _SETTLE_S = 0.15
 # Where it waits until it is aligned: past the port's opening this far, i.e. in front of it.
 _WAIT_DEPTH_MM = -2.5
-_ALIGNED_MM, _ALIGNED_DEG = 0.5, 1.0
+# It goes on at full speed when it is off by no more than the first, not at all from the second on,
+# and back from so far beside the port. What is in between is no whim: whoever learns from one that
+# goes or waits at a threshold learns the mean of both there, and stays before the port for ever.
+_GOES_MM, _GOES_DEG = (0.5, 1.0), (2.0, 4.0)
+_BACK_MM = (1.0, 1.5)
 # Past this depth it is in the port; going back out would be worse than any misalignment.
 _INSIDE_MM = -0.5
 # The arm is where it was told to be about so much later (its position loop, 30 Hz).
@@ -156,12 +160,13 @@ class Expert:
         depth, aside = self._place()
         off_mm = float(np.linalg.norm(aside))
         off_deg = math.degrees(_angle(self._axis, self.needle))
-        aligned = off_mm < _ALIGNED_MM and off_deg < _ALIGNED_DEG
-        if aligned or depth > _INSIDE_MM:
-            wanted = self.surface_mm(time_s + span_s + _ARM_LAG_S) - DISTANCE_MM
-        else:
-            wanted = _WAIT_DEPTH_MM
-        depth += _towards(wanted - depth, _DEPTH_MM_S * span_s)
+        follows = self.surface_mm(time_s + span_s + _ARM_LAG_S) - DISTANCE_MM
+        on = _towards(follows - depth, _DEPTH_MM_S * span_s)
+        waits = _towards(_WAIT_DEPTH_MM - depth, _DEPTH_MM_S * span_s)
+        if depth <= _INSIDE_MM:
+            on *= (1.0 - _ramp(off_mm, _GOES_MM)) * (1.0 - _ramp(off_deg, _GOES_DEG))
+            on = max(on, waits) if waits > 0 else on + waits * _ramp(off_mm, _BACK_MM)
+        depth += on
         aside = aside * (1.0 - _share(off_mm, _LATERAL_MM_S, span_s))
         turn = _share(off_deg, _TURN_DEG_S, span_s)
         self._axis = self._axis + turn * (self.needle - self._axis)
@@ -185,6 +190,11 @@ def _slanted(direction: Vector, towards: Vector, most_rad: float) -> Vector:
     share = min(most_rad / angle, 1.0) if angle > 0 else 0.0
     slanted = direction + share * (towards - direction)
     return np.asarray(slanted / np.linalg.norm(slanted))
+
+
+def _ramp(value: float, ends: tuple[float, float]) -> float:
+    """0 up to the first, 1 from the second on, straight in between."""
+    return min(max((value - ends[0]) / (ends[1] - ends[0]), 0.0), 1.0)
 
 
 def _towards(left: float, most: float) -> float:
