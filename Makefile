@@ -81,9 +81,22 @@ bench: $(STAMP)  ## the benchmarks, ratios of both sides in one run
 
 # For less: make study STUDY="--policy PATH --episodes 20"
 STUDY ?= --policy assets/insertion-policy
+# The first two stages need nothing of each other: each gets half of the cores.
+TRAIN = $(BIN)/python scripts/train.py --data runs/demonstrations --out runs/policy
+HALF = $(shell n=$$(nproc); echo $$(( n > 1 ? n / 2 : 1 )))
 train: $(STAMP)  ## a policy for the rig from nothing: demonstrations, then three stages (1 to 3 hours)
 	$(BIN)/python scripts/demonstrate.py --out runs/demonstrations
-	$(BIN)/python scripts/train.py --data runs/demonstrations --out runs/policy
+	$(MAKE) --no-print-directory -j2 train-feel train-look
+	$(TRAIN)
+
+.PHONY: train-feel train-look
+train-feel:
+	@mkdir -p runs/training
+	@echo "feel, beside look: runs/training/feel.log"
+	@$(TRAIN) --only feel --threads $(HALF) > runs/training/feel.log 2>&1 || { cat runs/training/feel.log; false; }
+train-look:
+	$(TRAIN) --only look --threads $(HALF)
+
 
 study: $(STAMP)  ## success and error over the latency of vision, three ways to run a policy (hours)
 	$(BIN)/python scripts/study_latency.py $(STUDY)

@@ -19,7 +19,7 @@ from scripts.training.errors import TipMetric
 from scripts.training.loop import Report, Schedule, descend
 from scripts.training.traces import OLDEST_LOOK_S, ROW_S, Trace
 
-__all__ = ["ActTrainer", "Batch", "Episodes"]
+__all__ = ["ActTrainer", "Batch", "Episodes", "settle"]
 
 # Speeds are told from two states so far apart, and in this share of the samples not at all.
 _SPEED_S = 0.05

@@ -20,7 +20,7 @@ from policies.flow.storing import empty_parts, save_flow
 from policies.qwen_vla import load_policy
 from policies.qwen_vla.policy import QwenVlaPolicy
 from policies.qwen_vla.sensor_encoder import SensorEncoder
-from scripts.training.act import Batch, Episodes
+from scripts.training.act import Batch, Episodes, settle
 from scripts.training.data import read_traces
 from scripts.training.errors import TipMetric
 from scripts.training.loop import Report, Schedule, descend
@@ -143,6 +143,8 @@ class FlowTrainer(nn.Module):
             return episodes.at_step(step, schedule.batch)
 
         def loss_of(step: int, batch: Batch) -> Tensor:
+            # The encoder begins as the base's, which has learned what its values are like.
+            settle(self)
             return self.loss(batch, torch.Generator().manual_seed(step))
 
         def judge() -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import pickle
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,33 +90,52 @@ def descend(
         every: that many.
 
     Raises:
-        ValueError: the state in `path` is of something else, or the loss is no number.
+        ValueError: the state in `path` is of something else, or is being trained by another
+            process; or the loss is no number.
         OSError: the state cannot be written.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, schedule.rate, weight_decay=schedule.decay)
-    begin = load_state(path, model, optimizer)
-    running, since, began = 0.0, begin, time.monotonic()
-    for step, drawn in _ahead(draw, begin, schedule.steps):
-        model.train()
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.at(step)
-        loss = loss_of(step, drawn)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
-        optimizer.step()
-        running += loss.item()
-        done = step + 1
-        if done % every == 0 or done == schedule.steps:
-            # Before it is written: what was saved last can still be gone on from.
-            if not math.isfinite(running):
-                raise ValueError(f"the loss is no number by step {done}: lower the learning rate")
-            save_state(path, model, optimizer, done)
-            pace = (done - since) * schedule.batch / (time.monotonic() - began)
-            mean = running / (done - since)
-            report(done, {"loss": mean, **judge(), "samples_per_s": pace})
-            running, since, began = 0.0, done, time.monotonic()
+    with _alone(path):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, schedule.rate, weight_decay=schedule.decay)
+        begin = load_state(path, model, optimizer)
+        running, since, began = 0.0, begin, time.monotonic()
+        for step, drawn in _ahead(draw, begin, schedule.steps):
+            model.train()
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.at(step)
+            loss = loss_of(step, drawn)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
+            optimizer.step()
+            running += loss.item()
+            done = step + 1
+            if done % every == 0 or done == schedule.steps:
+                # Before it is written: what was saved last can still be gone on from.
+                if not math.isfinite(running):
+                    raise ValueError(
+                        f"the loss is no number by step {done}: lower the learning rate"
+                    )
+                save_state(path, model, optimizer, done)
+                pace = (done - since) * schedule.batch / (time.monotonic() - began)
+                mean = running / (done - since)
+                report(done, {"loss": mean, **judge(), "samples_per_s": pace})
+                running, since, began = 0.0, done, time.monotonic()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep another process from training the same state: it would be a mixture of both."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        try:
+            # Held until the file is closed, also by a process that is killed.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{path}: another training is at work on it; stop that first, or give another "
+                "--work folder"
+            ) from None
+        yield
 
 
 def _ahead(draw: Callable[[int], Drawn], begin: int, steps: int) -> Iterator[tuple[int, Drawn]]:

@@ -87,9 +87,24 @@ def test_it_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     assert (told, drawn) == ([], [])
 
 
+def test_one_state_is_not_trained_by_two(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    refused: list[str] = []
+
+    def another(_: int, __: dict[str, float]) -> None:
+        with pytest.raises(ValueError, match="another training is at work") as caught:
+            go(path, lambda *_: None)
+        refused.append(str(caught.value))
+        go(tmp_path / "b.pt", lambda *_: None)  # another stage may be, beside it
+
+    go(path, another, steps=4)
+    assert len(refused) == 1 and str(path) in refused[0]
+    go(path, lambda *_: None)  # that is over
+
+
 def test_the_state_is_what_it_always_was(tmp_path: Path) -> None:
     go(tmp_path / "a.pt", lambda *_: None)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["a.pt"]
     state = torch.load(tmp_path / "a.pt", weights_only=True)
     assert list(state) == ["model", "optimizer", "step"]
     assert state["step"] == 10

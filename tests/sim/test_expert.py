@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,10 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
+from sim import demonstrations
 from sim.demonstration_files import read_demonstrations, write_demonstrations
 from sim.demonstrations import Demonstrator
 from sim.expert import Expert, joints_for_tip
-from sim.layout import HOME_DEG, tip_transform
+from sim.layout import HOME_DEG, Layout, RigConfig, tip_transform
 from sim.rig import InsertionRig
 from sim.task import Judge
 
@@ -103,9 +105,56 @@ def test_a_demonstration_ends_where_it_should(demonstrator: Demonstrator, kind: 
         assert decoded.shape == (90, 160, 3)
 
 
-def test_an_error_out_of_the_arms_reach_ends_no_demonstration(demonstrator: Demonstrator) -> None:
-    made = demonstrator.make(4_000_049, "inside")
+def test_errors_out_of_the_arms_reach_are_not_made(
+    demonstrator: Demonstrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = np.array([-1e4, 0.0, 0.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(demonstrations._Clumsy, "_drawn", lambda _: back)
+    made = demonstrator.make(8, "inside")
+    # Where the error would take it nowhere, it does what it is told.
     assert len(made.ticks_s) == 45
+    assert np.median(np.abs(made.distances_mm[-1000:] - 2.0)) < 0.5
+
+
+def test_no_threshold_parts_going_in_from_waiting() -> None:
+    rig = InsertionRig(seed=3)
+    config, layout = rig.config, rig.layout
+    home = Expert(config, layout, HOME_DEG)
+    side = np.cross(layout.axis, [0.0, 0.0, 1.0])
+    side /= np.linalg.norm(side)
+
+    def advance_mm(off_mm: float, depth_mm: float) -> float:
+        """How much further in the first row is."""
+        tip = home.port_mm + depth_mm * layout.axis + off_mm * side
+        joints = joints_for_tip(tip, home.needle, HOME_DEG)
+        told = Expert(config, layout, joints).rows(0.0, 1, 0.1)[0]
+        return float((tip_transform(told)[1] - tip) @ layout.axis)
+
+    for depth_mm in (-1.0, -2.0):
+        advances = np.array([advance_mm(off, depth_mm) for off in np.arange(0.3, 1.8, 0.05)])
+        # At full speed near the axis, back from far off it, and no jump in between.
+        assert advances[0] == pytest.approx(1.6, abs=0.01)
+        assert advances[-1] == pytest.approx(-2.5 - depth_mm, abs=0.01)
+        assert np.abs(np.diff(advances)).max() < 0.2
+        assert (np.diff(advances) <= 1e-4).all()
+
+
+def test_demonstrations_hold_needles_that_are_off_their_direction(
+    demonstrator: Demonstrator,
+) -> None:
+    off_deg, left_deg = [], []
+    for seed in range(40, 46):
+        made = demonstrator.make(seed, "home")
+        needle = Expert(RigConfig(), Layout.from_seed(RigConfig(), seed), HOME_DEG).needle
+        places = np.searchsorted(made.times_s, made.ticks_s)
+        for joints, rows in zip(made.joints_deg[places], made.rows_deg, strict=True):
+            for angles, into in ((joints, off_deg), (rows[0], left_deg)):
+                cosine = min(float(tip_transform(angles)[0] @ needle), 1.0)
+                into.append(math.degrees(math.acos(cosine)))
+    off, left = np.array(off_deg), np.array(left_deg)
+    far = off > 2.0
+    assert far.mean() > 0.05
+    assert np.median(off[far] - left[far]) > 0.5  # and what is to be done about it
 
 
 def test_a_seed_gives_the_same_demonstration(demonstrator: Demonstrator) -> None:
