@@ -19,6 +19,7 @@ from serving.messages import BadMessage, Chunk, FeatureReply, Observation, Pictu
 from serving.motion import Motion, Warnings
 from serving.outstanding import Outstanding, Sent
 from serving.smoothing import resampled
+from serving.speeds import SpeedGauge
 from serving.split import FastHalfHere
 
 __all__ = ["ControlLoop"]
@@ -45,6 +46,7 @@ class ControlLoop:
         """Move `body`; ValueError for options that cannot be used with it."""
         self._body, self._options, self._here = body, options, here
         self._unreadable_since: float | None = None
+        self._gauge = SpeedGauge()
         self._period_s = 1.0 / options.fps
         self._max_age_s = options.input_age_limit_s
         self.counters = Counters()
@@ -97,6 +99,7 @@ class ControlLoop:
         if not np.isfinite(state.values).all():
             return self._lost_body("its state is not finite", now)
         self._unreadable_since = None
+        self._gauge.see(state)
         # Reading may have taken long: what is too old is judged by when it ended, not began.
         now = max(now, state.at)
         if session is None and self._here is None:
@@ -225,7 +228,8 @@ class ControlLoop:
     def _plan(self, here: FastHalfHere, state: BodyState, now: float) -> str:
         """Have the fast half fill the queue; in words why not, empty when it did."""
         try:
-            planned = here.plan(self.queue.latest + 1, state, self._body.sensor, now)
+            speeds, step = self._gauge.speeds, self.queue.latest + 1
+            planned = here.plan(step, state, self._body.sensor, now, speeds)
         except BodyError as error:
             return str(error)
         if isinstance(planned, str):
@@ -283,6 +287,7 @@ class ControlLoop:
                 task=self._options.task,
                 sensor=None if self._here else self._body.sensor(self._options.sensor_samples),
                 wants="features" if self._here else "actions",
+                speeds=self._gauge.speeds,
             )
         except (BadMessage, BodyError) as error:
             self._warnings.warn("observation", f"no observation could be made: {error}", now)

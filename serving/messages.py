@@ -144,6 +144,7 @@ class Observation:
         task: the instruction in words.
         sensor: (T, channels) float32, oldest sample first, or None.
         wants: `actions`, or `features` where the client runs the fast half itself.
+        speeds: (S,) float32, how much each state value changes a second; None where not known.
     """
 
     timestep: int
@@ -154,6 +155,7 @@ class Observation:
     task: str = ""
     sensor: NDArray[np.float32] | None = None
     wants: Literal["actions", "features"] = "actions"
+    speeds: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """BadMessage for what makes no sense."""
@@ -163,6 +165,10 @@ class Observation:
             raise BadMessage(f"the state is a row of at most {MAX_VALUES} values")
         if not np.isfinite(self.state).all():
             raise BadMessage("the state is not finite")
+        if self.speeds is not None and (
+            self.speeds.shape != self.state.shape or not np.isfinite(self.speeds).all()
+        ):
+            raise BadMessage("speeds are finite, one for each state value")
         if len(self.pictures) > MAX_CAMERAS or len(self.task) > MAX_TEXT:
             raise BadMessage("too many pictures, or too long a task")
         if self.wants not in ("actions", "features"):

@@ -176,6 +176,8 @@ def _observation_parts(message: Observation) -> tuple[dict[str, Any], list[Buffe
             pictures.append([name, 0, 0, 0])
     if message.sensor is not None:
         frames.append(_values(message.sensor))
+    if message.speeds is not None:
+        frames.append(_values(message.speeds))
     fields = {
         "kind": "observation",
         "timestep": message.timestep,
@@ -186,5 +188,6 @@ def _observation_parts(message: Observation) -> tuple[dict[str, Any], list[Buffe
         "sensor": None if message.sensor is None else list(message.sensor.shape),
         "task": message.task,
         "wants": message.wants,
+        "speeds": message.speeds is not None,
     }
     return fields, frames

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.wire import ActionSpace, RobotState
 from serving.messages import Observation, ServingError
 
-__all__ = ["StatePlaces", "check_space", "joint_targets"]
+__all__ = ["StatePlaces", "at_tick_ends", "check_space", "joint_targets"]
 
 _JOINTS, _POSE = 6, 6
 # Two states tell speeds when they are so far apart: noise below, another motion above.
@@ -80,9 +80,16 @@ class StatePlaces:
     def moving_state(
         self, observation: Observation, before: RobotState | None
     ) -> RobotState | None:
-        """As `robot_state`, with joint speeds where the state before it was just before."""
+        """As `robot_state`, with joint speeds: those that the client tells.
+
+        A client that tells none (LeRobot's) is known to move where its last state was just before.
+        """
         state = self.robot_state(observation)
-        if state is None or before is None:
+        if state is None or self.joints is None:
+            return None
+        if (told := observation.speeds) is not None:
+            return replace(state, speeds=tuple(float(told[n]) for n in self.joints))
+        if before is None:
             return state
         span_s = state.origin_timestamp - before.origin_timestamp
         if not _SPEED_S[0] <= span_s <= _SPEED_S[1]:
@@ -133,3 +140,23 @@ def joint_targets(
             raise ServingError("failed", "the policy gives changes, and there is no robot state")
         targets[:, :_JOINTS] = np.cumsum(targets[:, :_JOINTS], axis=0) + np.asarray(robot.joints)
     return targets.astype(np.float32)
+
+
+def at_tick_ends(
+    targets: NDArray[np.float32], robot: RobotState | None, dt: float, period_s: float
+) -> NDArray[np.float32]:
+    """Targets (H, columns) as a client with control ticks of `period_s` is to execute them.
+
+    A policy's row k says where the arm should be (k + 1) `dt` after the observation. A client goes
+    to row 0 in the tick that begins with the observation, and follows the others `dt` apart: so row
+    k must say where to be k `dt` after the end of that tick. Ticks of `dt` or longer, and those of
+    an unknown length (0.0), leave the rows as they are; shorter ones would be ahead of the motion
+    by the difference.
+    """
+    if not 0.0 < period_s < dt or robot is None:
+        return targets
+    start = targets[0].copy()  # of what is not measured, the first row is all that is known
+    start[:_JOINTS] = robot.joints
+    before = np.concatenate([start[None], targets[:-1]])
+    shifted: NDArray[np.float32] = before + np.float32(period_s / dt) * (targets - before)
+    return shifted

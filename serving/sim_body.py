@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Advanced", "EnvironmentBody"]
 
+_MOST_REASON = 60
+
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
@@ -31,11 +33,13 @@ class Advanced:
         reward: of this step.
         ended: `terminated`, `truncated`, or empty while the episode goes on.
         success: whether the task is done; None where the environment does not say.
+        reason: why it is not, where the environment says so (`info["reason"]`).
     """
 
     reward: float
     ended: str
     success: bool | None
+    reason: str = ""
 
 
 class EnvironmentBody:
@@ -153,6 +157,7 @@ class EnvironmentBody:
             reward if np.isfinite(reward) else 0.0,
             ended,
             None if success is None else bool(success),
+            _reason(info.get("reason")),
         )
 
     def picture(self) -> NDArray[np.uint8] | None:
@@ -262,6 +267,10 @@ def _checked(what: str, names: tuple[str, ...], count: int) -> tuple[str, ...]:
             f"--env.{what}_names: {count} different names are needed, not {len(names)}"
         )
     return names
+
+
+def _reason(value: object) -> str:
+    return " ".join(value.split())[:_MOST_REASON] if isinstance(value, str) else ""
 
 
 def _said(error: Exception) -> str:

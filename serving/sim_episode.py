@@ -35,6 +35,7 @@ class _Tally:
     steps: int = 0
     success: bool | None = None
     ended: str = ""
+    reason: str = ""
     held: Counter[str] = field(default_factory=Counter)
     first_action: int | None = None
     refused: str = ""
@@ -47,7 +48,7 @@ class _Tally:
             self.first_action = self.steps
         self.reward += brought.reward
         self.steps += 1
-        self.ended = brought.ended
+        self.ended, self.reason = brought.ended, brought.reason
         if brought.success is not None:
             self.success = bool(self.success) or brought.success
 
@@ -109,6 +110,7 @@ class EpisodeRunner:
             round_trip_ms=1e3 * statistics.median(trips) if trips else None,
             sessions_lost=self._connection.sessions - sessions,
             ended=tally.ended,
+            reason=tally.reason,
         )
 
     def _run_on(self, clock: WallClock | StretchedClock) -> None:

@@ -19,7 +19,10 @@ __all__ = ["SimClientConfig"]
 class SimClientConfig(ClientOptions):
     """Run a policy from a server in a simulator. The simulator's own options are --env.KEY VALUE.
 
-    E.g. --env.type pusht; --env.type libero --env.task libero_10; --env.type gym --env.task ID.
+    The trained policy on this project's rig, with default options:
+    --env.type insertion --policy_type qwen_vla --pretrained_name_or_path assets/insertion-policy
+    Other simulators: --env.type pusht; --env.type libero --env.task libero_10;
+    --env.type gym --env.task ID.
     --config FILE reads options from a YAML file, the simulator's from its `env:` map.
     """
 

@@ -48,6 +48,7 @@ class Episode:
         round_trip_ms: median time from an observation to its answer; None without one.
         sessions_lost: how often the server was lost meanwhile.
         ended: terminated, truncated.
+        reason: why it is no success, where the environment says so.
         video: the file, or empty.
     """
 
@@ -67,6 +68,7 @@ class Episode:
     round_trip_ms: float | None = None
     sessions_lost: int = 0
     ended: str = ""
+    reason: str = ""
     video: str = ""
 
     @property
@@ -84,12 +86,17 @@ class Episode:
         """Steps a second by the wall clock."""
         return self.steps / self.seconds if self.seconds > 0 else 0.0
 
+    @property
+    def end(self) -> str:
+        """How it ended, and why it is no success where that is known."""
+        return f"{self.ended} ({self.reason})" if self.reason else self.ended
+
     def line(self, of: int, fps: float) -> str:
         """In one line."""
         done = {True: "success", False: "no success", None: "done"}[self.success]
         return (
             f"[SIM] episode {self.number + 1}/{of}, seed {self.seed}: {done}, reward "
-            f"{self.reward:.3f}, {self.steps} steps ({self.ended}) | {self.control_hz:.1f}/{fps:g} "
+            f"{self.reward:.3f}, {self.steps} steps ({self.end}) | {self.control_hz:.1f}/{fps:g} "
             f"Hz | queue empty {self.empty:.1%}"
         )
 
@@ -169,7 +176,7 @@ class SimReport:
         rows += [
             f"{one.number + 1:7d}  {one.seed:10d}  {said[one.success]:>7}  {one.reward:9.3f}  "
             f"{one.steps:6d} {one.seconds:5.1f} {one.control_hz:5.1f}  {one.empty:11.1%}  "
-            f"{one.ended}"
+            f"{one.end}"
             for one in self.episodes
         ]
         return "\n".join([*rows, *self._summary()])

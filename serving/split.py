@@ -103,8 +103,12 @@ class FastHalfHere:
         state: BodyState,
         sensor: Callable[[int], NDArray[np.float32] | None],
         now: float,
+        speeds: NDArray[np.float32] | None = None,
     ) -> Planned | str:
-        """Rows of actions from `step` on, or in words why there are none."""
+        """Rows of actions from `step` on, or in words why there are none.
+
+        `speeds` (S,) are those of the state's values, None where they are not known.
+        """
         held, spec = self._held, self._policy.spec
         if held is None:
             return "there are no features yet"
@@ -112,7 +116,8 @@ class FastHalfHere:
             return f"the features are {age_s:.2f} s old, --features_max_age is {self._max_age_s:g}"
         window = sensor(spec.sensor_window) if spec.sensor_window else None
         try:
-            observation = Observation(step, now, False, state.values.astype(np.float32))
+            observed = state.values.astype(np.float32)
+            observation = Observation(step, now, False, observed, speeds=speeds)
             robot = self._seen = self._places.moving_state(observation, self._seen)
             chunk = self._policy.act(held.features, window, robot, self._previous)
             rows = joint_targets(chunk.actions, spec.space, robot, self._columns)

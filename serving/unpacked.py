@@ -179,6 +179,9 @@ def _decode_observation(header: Header, frames: _Frames) -> Observation:
         rows, channels = integers(2)(header.value("sensor"), "sensor")
         _within(rows, MAX_WINDOW[0], "samples")
         sensor = frames.values((rows, _within(channels, MAX_WINDOW[1], "sensor channels")))
+    speeds = None
+    if header.value("speeds") is not None and header.truth("speeds"):
+        speeds = frames.values(state.shape)
     wants = header.text("wants", 32)
     return Observation(
         timestep=header.integer("timestep"),
@@ -189,6 +192,7 @@ def _decode_observation(header: Header, frames: _Frames) -> Observation:
         task=header.text("task"),
         sensor=sensor,
         wants=cast(Literal["actions", "features"], wants),  # checked by the message itself
+        speeds=speeds,
     )
 
 

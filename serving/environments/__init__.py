@@ -35,6 +35,8 @@ _TABLE = {
     "metaworld": _Named("serving.environments.metaworld:make", "metaworld"),
     "libero": _Named("serving.environments.libero:make", "libero"),
 }
+_RIG_ID = "dualrate/Insertion-v0"
+"""What gymnasium knows the rig by (`sim.environment.ENVIRONMENT_ID`); the client knows more."""
 _GYM = _Named("serving.environments.any_gym:make", "gym")
 
 
@@ -56,6 +58,8 @@ def make(env: Mapping[str, Any], fps: float = 0.0) -> Simulator:
             "--env.task ID for any of gymnasium's"
         )
     _render_without_a_display()
+    if _RIG_ID in (options.type, options.task) and options.type in (_RIG_ID, "gym"):
+        options = replace(options, type="insertion", task="")
     named = _TABLE.get(options.type, _GYM)
     fps = fps or options.fps
     try:

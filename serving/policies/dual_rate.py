@@ -25,7 +25,7 @@ from policies.base import AT_REST, ActionChunk, DualRatePolicy, Features, Policy
 from serving.engine_options import EngineOptions
 from serving.messages import Instructions, Observation, ServingError
 from serving.pictures import pixels_of
-from serving.robot_values import StatePlaces, check_space, joint_targets
+from serving.robot_values import StatePlaces, at_tick_ends, check_space, joint_targets
 from serving.served import Predicted, Request, ServedPolicy, SessionMemory
 
 __all__ = ["DualRateSessions", "load"]
@@ -164,6 +164,8 @@ class DualRateSessions:
         spec = self._policy.spec
         columns = len(session.names) or len(spec.columns)
         targets = joint_targets(chunk.actions, spec.space, robot, columns)
+        fps = request.memory.instructions.fps
+        targets = at_tick_ends(targets, robot, spec.dt, 1.0 / fps if fps else 0.0)
         return Predicted(targets, features_age_s=max(age_s, 0.0), names=session.names)
 
     def _encode(self, session: _Session, request: Request) -> _Held:

@@ -69,16 +69,18 @@ def instructions(draw: st.DrawFn) -> Instructions:
 @st.composite
 def observations(draw: st.DrawFn) -> Observation:
     sensor = st.one_of(st.none(), st.tuples(st.integers(1, 9), st.integers(1, 9)))
-    shape = draw(sensor)
+    shape, values = draw(sensor), draw(st.integers(0, 256))
+    moving = draw(st.booleans())
     return Observation(
         draw(st.integers(0, 1 << 53)),
         draw(finite),
         draw(st.booleans()),
-        floats(draw(seeds), draw(st.integers(0, 256))),
+        floats(draw(seeds), values),
         draw(st.dictionaries(names, pictures(), max_size=5)),
         draw(st.text(max_size=40)),
         None if shape is None else floats(draw(seeds), *shape),
         draw(st.sampled_from(["actions", "features"])),
+        floats(draw(seeds), values) if moving else None,
     )
 
 
@@ -236,6 +238,8 @@ OBSERVATION = Observation(1, 2.0, True, floats(0, 6), {"a": Picture(jpeg=JPEG)},
         ({"sensor": [1, 1]}, "missing"),
         ({"sensor": [1 << 30, 1 << 30]}, "samples"),
         ({"wants": "money"}, "wants"),
+        ({"speeds": True}, "missing"),
+        ({"speeds": 1}, "speeds"),
         ({"task": "x" * 5000}, "task"),
     ],
 )
@@ -243,6 +247,19 @@ def test_a_field_that_cannot_be_is_named(changed: dict[str, Any], why: str) -> N
     header, *frames = encode(OBSERVATION)
     with pytest.raises(BadMessage, match=why):
         decode([msgpack.packb(msgpack.unpackb(header) | changed), *frames])
+
+
+def test_a_client_that_knows_nothing_of_speeds_is_understood() -> None:
+    header, *frames = encode(OBSERVATION)
+    fields = msgpack.unpackb(header)
+    del fields["speeds"]
+    assert same(decode([msgpack.packb(fields), *frames]), OBSERVATION)
+
+
+@pytest.mark.parametrize("speeds", [floats(0, 5), np.full(6, np.nan, np.float32)])
+def test_speeds_that_cannot_be_are_refused(speeds: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    with pytest.raises(BadMessage, match="speeds"):
+        Observation(1, 2.0, True, floats(0, 6), speeds=speeds)
 
 
 def test_state_that_is_not_finite_is_refused() -> None:

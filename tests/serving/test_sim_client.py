@@ -19,7 +19,7 @@ from common.program import OptionError, ProgramError
 from senders.drivers import DriverError
 from serving.sim_client import SimClient, SimClientConfig, main
 from tests.serving.sim_envs import LINE
-from tests.support import Child, free_ports, wait_until
+from tests.support import ROOT, Child, free_ports, wait_until
 
 Program = Callable[..., Child]
 ENV = ("--env.type", LINE, "--env.module", "tests.serving.sim_envs")
@@ -330,6 +330,28 @@ def test_the_rig_with_the_dual_rate_policy(
     (episode,) = run(config).episodes
     assert (episode.steps, episode.held, episode.success) == (4, {}, False)
     assert episode.chunks == 2 and math.isfinite(episode.reward)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_trained_policy_succeeds_on_the_rig(
+    rig_can_be_seen: None, program: Program, server: Server, tmp_path: Path
+) -> None:
+    """The policy that is shipped, through both programs, with the command that the docs have."""
+    pytest.importorskip("torch", reason="pip install '.[receiver]'")
+    checkpoint, report = ROOT / "assets" / "insertion-policy", tmp_path / "report.json"
+    client = program(
+        *("serving/sim_client.py", "--env.type", "dualrate/Insertion-v0", "--lockstep"),
+        *("--policy_type", "qwen_vla", "--pretrained_name_or_path", str(checkpoint)),
+        *("--server_address", server.grpc, "--n_episodes", "3", "--seed", "900000"),
+        *("--connect_timeout", "120", "--answer_timeout", "120", "--summary", str(report)),
+    )
+    assert client.process.wait(800) == 0, client.text
+    told = json.loads(report.read_text())
+    assert told["n_episodes"] == 3 and told["held_steps"] == {}
+    # Not all of them: another checkpoint may miss one that this one does.
+    assert told["successes"] >= 1, client.text
+    assert "success rate" in client.text
 
 
 @pytest.fixture(scope="session")

@@ -316,6 +316,14 @@ def test_the_report() -> None:
         assert part in report.table()
 
 
+def test_why_an_episode_is_no_success_is_shown() -> None:
+    one = episode(0, False, ended="truncated", reason="distance")
+    assert "truncated (distance)" in one.line(1, 10.0)
+    report = SimReport([one], 10.0, "wall")
+    assert "truncated (distance)" in report.table()
+    assert report.as_dict()["episodes"][0]["reason"] == "distance"
+
+
 def test_a_report_without_episodes_or_success() -> None:
     assert SimReport([], 10.0, "wall").as_dict()["success_rate"] is None
     assert "no episode" in SimReport([], 10.0, "wall").table()
@@ -351,6 +359,25 @@ def test_videos_that_cannot_be(tmp_path: Path) -> None:
         film.add(np.zeros((64, 64, 3), np.uint8), "", False)
     with pytest.raises(ProgramError, match="cannot be written"):
         film.close()
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"type": "dualrate/Insertion-v0"}, {"type": "gym", "task": "dualrate/Insertion-v0"}],
+    ids=["id", "gym"],
+)
+def test_the_rig_by_its_gymnasium_id_is_the_rig_that_is_known(env: dict[str, Any]) -> None:
+    from sim.environment import ENVIRONMENT_ID
+
+    assert ENVIRONMENT_ID == "dualrate/Insertion-v0"
+    made = environments.make({**env, "views": ["View3"]})
+    named = environments.make({"type": "insertion", "views": ["View3"]})
+    for one in (made, named):
+        one.env.close()
+    assert (made.fps, made.features, made.idle) == (named.fps, named.features, named.idle)
+    assert made.state_names == made.action_names == named.state_names != ()
+    assert made.features["pixels/View3"] == "observation.images.View3"
+    assert made.features["sensor"] == "observation.sensor"
 
 
 def test_the_rigs_window_and_joints_are_what_the_policy_gets() -> None:

@@ -123,6 +123,34 @@ def test_joints_go_where_they_are_sent_and_not_further(make: Any) -> None:
         env.step(np.zeros(7, np.float32))
 
 
+@pytest.mark.parametrize("space", ["joint_absolute", "joint_delta"])
+def test_an_action_is_a_motion_over_the_whole_period(make: Any, space: str) -> None:
+    """Ten degrees a second in steps of a degree: the arm never jumps ahead and stands."""
+    env = make(control_hz=10.0, action_space_name=space)
+    start = env.reset(seed=0)[0]["agent_pos"].astype(float)
+    rig, seen = env.unwrapped._rig, []
+    step = rig.step
+    rig.step = lambda substeps: (step(substeps), seen.append(rig.joints_deg[0]))[0]
+    one = np.array([1.0, 0, 0, 0, 0, 0])
+    for number in range(1, 6):
+        env.step((one if env._delta else start + number * one).astype(np.float32))
+    speeds = np.diff(seen) * 650.0
+    settled = speeds[len(speeds) // 2 :]
+    assert settled.min() > 6.0 and settled.max() < 14.0
+
+
+def test_a_slow_arm_follows_from_where_it_is(make: Any) -> None:
+    """What it could not reach is no place to begin the next line at."""
+    env = make(control_hz=10.0, rig=RigConfig(joint_speed_share=0.05))
+    start = env.reset(seed=0)[0]["agent_pos"].astype(float)
+    away = start + np.array([60.0, 0, 0, 0, 0, 0])
+    seen, *_ = env.step(away.astype(np.float32))
+    assert seen["agent_pos"][0] - start[0] < 5.0
+    for _ in range(3):
+        seen, *_ = env.step(start.astype(np.float32))
+    assert seen["agent_pos"] == pytest.approx(start, abs=0.3)
+
+
 def test_success_is_the_judges_and_pays_one(make: Any) -> None:
     """The tip is brought to its place and the tissue stands still: three seconds, and done."""
     env = make(rig=RigConfig(tissue_amplitude_mm=0.0), control_hz=50.0)
@@ -163,8 +191,12 @@ def test_force_ends_an_episode(make: Any) -> None:
     layout = env.unwrapped._rig.layout
     side = np.cross(layout.axis, [0.0, 0.0, 1.0])
     beside = layout.eye_mm + layout.port_mm + 3.5 * side / np.linalg.norm(side)
-    goal = joints_for_tip(beside + layout.axis * 6.0, layout.axis, seen["agent_pos"].astype(float))
-    for _ in range(100):
+    here = seen["agent_pos"].astype(float)
+    # From above: a straight way from home would lead through the port.
+    above, deep = (
+        joints_for_tip(beside + layout.axis * depth, layout.axis, here) for depth in (-4.0, 6.0)
+    )
+    for goal in [above] * 5 + [deep] * 95:
         _, _, terminated, truncated, told = env.step(goal.astype(np.float32))
         if terminated or truncated:
             break
