@@ -38,6 +38,7 @@ from scripts.closed_loop.score import ScoreOptions
 from scripts.closed_loop.table import markdown
 from scripts.closed_loop.workers import ORACLE, Workers, WorkersError
 from senders.drivers import DriverError
+from sim.layout import TissueKind
 
 __all__ = ["StudyOptions", "main"]
 
@@ -66,6 +67,8 @@ class StudyOptions:
     """Of the first episode's layout; far from those that a policy is trained on."""
     workers: int = 2
     """Processes that run episodes."""
+    tissue: TissueKind = "regular"
+    """A swing that a policy can foresee, or a motion that it cannot."""
     score: tyro.conf.OmitArgPrefixes[ScoreOptions] = field(default_factory=ScoreOptions)
     """When an episode is over."""
 
@@ -100,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cli.fail(f"--policy {options.policy}: there is no such folder")
     out = Console()
     try:
-        with Workers(options.workers, options.policy, options.act_ms, options.score) as workers:
+        with Workers(
+            options.workers, options.policy, options.act_ms, options.score, options.tissue
+        ) as workers:
             spec = workers.spec()
             results = ResultsFile(options.out / "episodes.csv", _settings(options, spec))
             try:
@@ -124,6 +129,7 @@ def _settings(options: StudyOptions, spec: PolicySpec) -> dict[str, object]:
         "act_ms": options.act_ms,
         "limit_s": options.score.limit_s,
         "tail_s": options.score.tail_s,
+        "tissue": options.tissue,
     }
 
 
@@ -170,6 +176,8 @@ def _show(
     table.write_text(markdown(found), encoding="utf-8")
     most = max(point.episodes for point in found)
     title = f"{spec.name}, {most} episodes a point"
+    if options.tissue != "regular":
+        title += f"\n{options.tissue} tissue"
     plot_success(found, title, options.out / "success.png")
     plot_error(found, title, options.out / "error.png")
     summary = {

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sim.layout import HOME_DEG, Layout, RigConfig, tip_transform
 from sim.task import DISTANCE_MM
+from sim.tissue import tissue_motion
 
 __all__ = ["Expert", "joints_for_tip"]
 
@@ -122,6 +123,7 @@ class Expert:
     def __init__(self, config: RigConfig, layout: Layout, joints_deg: ArrayLike) -> None:
         """Begin where the arm is, (6,) joint angles in degrees."""
         self._config, self._layout = config, layout
+        self._tissue = tissue_motion(config, layout)
         self.port_mm = layout.eye_mm + layout.port_mm
         self._joints = np.array(joints_deg, dtype=float)
         self._solver = _Solver()
@@ -175,9 +177,7 @@ class Expert:
 
     def surface_mm(self, time_s: float) -> float:
         """The tissue surface's depth in the port at a time of the episode."""
-        config = self._config
-        angle = 2.0 * math.pi * config.tissue_hz * time_s + self._layout.phase_rad
-        return config.tissue_depth_mm + config.tissue_amplitude_mm * math.sin(angle)
+        return self._config.tissue_depth_mm + self._tissue.displacement(time_s)
 
 
 def _angle(one: Vector, other: Vector) -> float:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.kinematics import MECA500, flange_transform
 
-__all__ = ["HOME_DEG", "NEEDLE_MM", "TIP_FROM_FLANGE_MM", "Layout", "RigConfig", "tip_transform"]
+__all__ = ["HOME_DEG", "NEEDLE_MM", "TIP_FROM_FLANGE_MM", "Layout", "RigConfig", "TissueKind"]
+__all__ += ["tip_transform"]
 
 # Elbow and wrist bent, every joint at least 35 degrees from its end and 30 from the singularity of
 # a straight wrist; the needle points 45 degrees down, at the port. Turned aside by joint 1, so that
@@ -23,6 +24,9 @@ HUB_MM = 10.0  # from the sensor to where the needle starts
 NEEDLE_MM = 45.0
 TIP_FROM_FLANGE_MM = SENSOR_MM + HUB_MM + NEEDLE_MM
 
+TissueKind = Literal["regular", "irregular"]
+"""How the tissue surface moves (`sim/tissue.py`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class RigConfig:
@@ -32,7 +36,9 @@ class RigConfig:
     physics_hz: float = 1300.0
     # How much of the arm's rated joint speed is used; near an eye an arm is set slow.
     joint_speed_share: float = 0.25
-    # The tissue surface moves along the port's axis by this much to either side; 0 keeps it still.
+    # How the tissue surface moves along the port's axis: a swing, or by chance (`sim/tissue.py`).
+    tissue: TissueKind = "regular"
+    # The swing's reach to either side; 0 keeps the surface still. Irregular, it has the same RMS.
     tissue_amplitude_mm: float = 1.5
     tissue_hz: float = 1.0
     # Mean distance from the port to the tissue surface behind it.
@@ -52,7 +58,12 @@ class RigConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for anything but finite numbers in a range that can be simulated."""
+        kinds = get_args(TissueKind)
+        if self.tissue not in kinds:
+            raise ValueError(f"tissue must be {' or '.join(kinds)}, not {self.tissue!r}")
         for field in fields(self):
+            if field.name == "tissue":
+                continue
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"{field.name} must be a number, not {value!r}")
@@ -60,7 +71,7 @@ class RigConfig:
             if not low <= value <= high:
                 raise ValueError(f"{field.name} must be within {low} to {high}, not {value}")
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | str]:
         """The options by name."""
         return asdict(self)
 
@@ -107,13 +118,15 @@ class Layout:
         eye_mm: (3,) centre of the eye in the world.
         port_mm: (3,) the port's opening, relative to the eye's centre.
         axis: (3,) unit vector into the eye along the port.
-        phase_rad: where in its motion the tissue starts.
+        phase_rad: where in its swing the tissue starts.
+        seed: what all of this, and the tissue's irregular motion, is drawn from.
     """
 
     eye_mm: NDArray[np.float64]
     port_mm: NDArray[np.float64]
     axis: NDArray[np.float64]
     phase_rad: float
+    seed: int
 
     @classmethod
     def from_seed(cls, config: RigConfig, seed: int) -> Layout:
@@ -131,7 +144,7 @@ class Layout:
         port = -_tilted(axis, across, spread * np.radians(rng.uniform(-8.0, 8.0, 2)))
         inward = _tilted(-port, across, spread * np.radians(rng.uniform(-3.0, 3.0, 2)))
         phase = float(rng.uniform(0.0, 2.0 * math.pi))
-        return cls(eye, port * config.eye_radius_mm, inward, phase)
+        return cls(eye, port * config.eye_radius_mm, inward, phase, seed)
 
 
 def _tilted(

@@ -111,7 +111,7 @@ def decode_state(payload: bytes) -> RigState:
 
 
 @lru_cache(maxsize=8)
-def _options_of(config: RigConfig) -> dict[str, float]:
+def _options_of(config: RigConfig) -> dict[str, float | str]:
     return config.as_dict()
 
 
@@ -120,7 +120,7 @@ def _config(options: Any) -> RigConfig:
     try:
         return _config_of(tuple(options.items()))
     except (AttributeError, TypeError) as error:
-        raise ValueError("config is not a map of numbers") from error
+        raise ValueError("config is not a map of options") from error
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from common.kinematics import MECA500, euler_xyz_deg
 from sim.engine import mujoco
 from sim.model import HOME_DEG, Layout, RigConfig, build_model, place
+from sim.tissue import tissue_motion
 
 __all__ = ["InsertionRig", "Reading"]
 
@@ -91,15 +92,16 @@ class InsertionRig:
         """
         self.seed = int(seed)
         self.layout = Layout.from_seed(self.config, self.seed)
+        self._tissue = tissue_motion(self.config, self.layout, unit_mm=1e3)
         place(self.model, self.config, self.layout)
         mujoco.mj_resetData(self.model, self.data)
         home = np.radians(_six_finite(HOME_DEG if joints_deg is None else joints_deg, "angles"))
-        self._tissue_m = self._tissue_at(0.0)
+        self._tissue_m = self._tissue.displacement(0.0)
         self.data.qpos[:6] = home
         self.data.qpos[9] = self._tissue_m
         self.data.ctrl[:6] = home
         self.data.ctrl[6] = self._tissue_m
-        self.data.qvel[9] = self._tissue_speed_at(0.0)
+        self.data.qvel[9] = self._tissue.speed(0.0)
         self._target = home.copy()
         self._pose: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         mujoco.mj_kinematics(self.model, self.data)
@@ -145,9 +147,10 @@ class InsertionRig:
         ctrl = self.data.ctrl
         reach = self._speed * span
         ctrl[:6] += np.minimum(np.maximum(self._target - ctrl[:6], -reach), reach)
-        self._tissue_m = self._tissue_at(self.data.time + span)
+        at = self.data.time + span
+        self._tissue_m = self._tissue.displacement(at)
         # Speed fed forward: the tissue is where it should be, not a damper's lag behind.
-        ctrl[6] = self._tissue_m + self._tissue_lag_s * self._tissue_speed_at(self.data.time + span)
+        ctrl[6] = self._tissue_m + self._tissue_lag_s * self._tissue.speed(at)
         mujoco.mj_step(self.model, self.data, substeps)
         # mj_step leaves positions as they were before it integrated the last time.
         mujoco.mj_kinematics(self.model, self.data)
@@ -203,15 +206,6 @@ class InsertionRig:
             tissue_mm=self._tissue_m * 1e3,
             tip_mm=tip * 1e3,
         )
-
-    def _tissue_at(self, time_s: float) -> float:
-        angle = 2.0 * math.pi * self.config.tissue_hz * time_s + self.layout.phase_rad
-        return self.config.tissue_amplitude_mm / 1e3 * math.sin(angle)
-
-    def _tissue_speed_at(self, time_s: float) -> float:
-        omega = 2.0 * math.pi * self.config.tissue_hz
-        angle = omega * time_s + self.layout.phase_rad
-        return self.config.tissue_amplitude_mm / 1e3 * omega * math.cos(angle)
 
     def _open_or_close_wall(self) -> None:
         """Let the tip through the eye's wall at the port, and nowhere else.

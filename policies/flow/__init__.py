@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from policies.flow.chunker import RtcChunker, Target, UnderWay
 from policies.flow.policy import FlowPolicy
-from policies.flow.storing import load_flow, save_flow
+from policies.flow.storing import is_flow, load_flow, save_flow
 
-__all__ = ["FlowPolicy", "RtcChunker", "Target", "UnderWay", "load_flow", "save_flow"]
+__all__ = ["FlowPolicy", "RtcChunker", "Target", "UnderWay"]
+__all__ += ["is_flow", "load_flow", "save_flow"]

@@ -22,7 +22,7 @@ from policies.qwen_vla.policy import QwenVlaPolicy
 from policies.qwen_vla.sensor_encoder import SensorEncoder
 from policies.qwen_vla.tensors import check_finite, check_keys, move, read_json, read_safetensors
 
-__all__ = ["CONFIG", "WEIGHTS", "empty_parts", "load_flow", "save_flow"]
+__all__ = ["CONFIG", "WEIGHTS", "empty_parts", "is_flow", "load_flow", "save_flow"]
 
 CONFIG = "flow.json"
 WEIGHTS = "flow.safetensors"
@@ -75,6 +75,11 @@ def save_flow(policy: FlowPolicy, folder: str | Path, base: str | Path | None = 
         raise PolicyError(f"{folder}: cannot be written: {error}") from error
 
 
+def is_flow(folder: str | Path) -> bool:
+    """Whether a flow head lies in a folder, to be loaded with `load_flow`."""
+    return (Path(os.path.expanduser(folder)) / CONFIG).is_file()
+
+
 def load_flow(
     folder: str | Path,
     *,
@@ -94,7 +99,7 @@ def load_flow(
         PolicyError: one line that says what is wrong and what to do.
     """
     folder = Path(os.path.expanduser(folder))
-    if not (folder / CONFIG).is_file():
+    if not is_flow(folder):
         raise PolicyError(
             f"{folder}: not a flow head, it has no {CONFIG}; make one with "
             f"python scripts/train_flow.py --out {folder}"

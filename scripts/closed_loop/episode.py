@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from policies.base import DualRatePolicy
+from policies.flow import FlowPolicy
 from scripts.closed_loop.methods import method
 from scripts.closed_loop.rig import VirtualRig
 from scripts.closed_loop.running import Latencies
@@ -84,6 +85,8 @@ def run_episode(
     """
     chosen = method(name)
     rig.reset(seed)
+    if isinstance(policy, FlowPolicy):
+        policy.reseed(seed)
     tally = chosen.run(rig, policy, Latencies(latency_ms / 1e3, act_ms / 1e3))
     outcome = rig.score.outcome()
     return EpisodeResult.of(

@@ -2,7 +2,8 @@
 
 `sync` or `sync-8`: predict, execute the whole chunk or its first 8 rows, predict again.
 `async-AGGREGATION` or `async-AGGREGATION@0.9`: a queue that is filled at half a chunk left, or at
-nine tenths. `dual-4`: features serve 4 ticks at least.
+nine tenths. `rtc` or `rtc-4`: real-time chunking, at least 1 or 4 rows apart; it takes a flow head.
+`dual-4`: features serve 4 ticks at least.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from policies.base import DualRatePolicy
 from scripts.closed_loop.chunks import Queueing, run_chunks
 from scripts.closed_loop.dual_rate import run_dual_rate
 from scripts.closed_loop.rig import VirtualRig
+from scripts.closed_loop.rtc import run_rtc
 from scripts.closed_loop.running import Latencies, Tally
 from serving import aggregation
 
@@ -51,7 +53,7 @@ class Method:
 
     Attributes:
         name: as on the command line.
-        family: `sync`, `async` or `dual`.
+        family: `sync`, `async`, `rtc` or `dual`.
         label: for people.
         run: runs the episode that a rig has begun to its end.
     """
@@ -65,8 +67,8 @@ class Method:
 def method(name: str) -> Method:
     """The method of that name; MethodError where there is none."""
     family, _, rest = name.partition("-")
-    made = {"sync": _sync, "async": _asynchronous, "dual": _dual}.get(family)
-    if made is None or (family != "sync" and not rest):
+    made = {"sync": _sync, "async": _asynchronous, "rtc": _real_time, "dual": _dual}.get(family)
+    if made is None or (family not in ("sync", "rtc") and not rest):
         raise _unknown(name)
     return made(name, rest)
 
@@ -95,6 +97,12 @@ def _asynchronous(name: str, rest: str) -> Method:
     return Method(name, "async", label, run)
 
 
+def _real_time(name: str, rest: str) -> Method:
+    rows = _count(name, rest) if rest or name != "rtc" else 1
+    label = "real-time chunking" + (f", {rows} rows apart" if rest else "")
+    return Method(name, "rtc", label, partial(run_rtc, least_rows=rows))
+
+
 def _dual(name: str, rest: str) -> Method:
     reuse = _count(name, rest)
     run = partial(run_dual_rate, reuse=reuse, action_hz=_ACTION_HZ)
@@ -110,5 +118,5 @@ def _count(name: str, text: str) -> int:
 def _unknown(name: str) -> MethodError:
     return MethodError(
         f"no method {name!r}: there are sync, sync-ROWS, async-AGGREGATION, "
-        f"async-AGGREGATION@THRESHOLD and dual-REUSE, e.g. {', '.join(USUAL)}"
+        f"async-AGGREGATION@THRESHOLD, rtc, rtc-ROWS and dual-REUSE, e.g. {', '.join(USUAL)}"
     )

@@ -21,10 +21,11 @@ __all__ = ["plot_error", "plot_success"]
 _SHADES = {
     "sync": ("#404040", "#8c8c8c", "#b5b5b5"),
     "async": ("#d62728", "#ff7f0e", "#e377c2", "#bcbd22", "#8c564b"),
+    "rtc": ("#6a3d9a", "#9e7bc4", "#c9b3e0"),
     "dual": ("#08306b", "#2171b5", "#4aa8d8", "#17a398", "#74c476"),
 }
-_LINES = {"sync": ":", "async": "--", "dual": "-"}
-_MARKERS = {"sync": "X", "async": "o", "dual": "s"}
+_LINES = {"sync": ":", "async": "--", "rtc": "-.", "dual": "-"}
+_MARKERS = {"sync": "X", "async": "o", "rtc": "D", "dual": "s"}
 _SIZE = (10.5, 5.6)
 
 

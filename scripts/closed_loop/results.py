@@ -27,6 +27,8 @@ _TYPES: Mapping[str, type] = {
     "acted": int,
     "success": bool,
 }
+# Settings that studies did not always write down, and what they were before they did.
+_BEFORE: Mapping[str, Any] = {"tissue": "regular"}
 
 
 class ResultsError(ValueError):
@@ -110,9 +112,9 @@ def _check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ResultsError(f"{beside} cannot be read: name another folder by --out") from None
-    wanted = json.loads(json.dumps(dict(settings)))
-    if before != wanted:
-        known = before if isinstance(before, dict) else {}
+    wanted = {**_BEFORE, **json.loads(json.dumps(dict(settings)))}
+    known = {**_BEFORE, **(before if isinstance(before, dict) else {})}
+    if known != wanted:
         other = [name for name in wanted if known.get(name) != wanted[name]] or sorted(known)
         raise ResultsError(
             f"{beside.parent} holds results of another study ({', '.join(other)}): "

@@ -12,12 +12,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
 from policies.base import DualRatePolicy, PolicyError, PolicySpec
+from policies.flow import is_flow, load_flow
 from receiver.loading import PolicyOptions, load
 from scripts.closed_loop.episode import EpisodeResult, run_episode
 from scripts.closed_loop.results import Key
 from scripts.closed_loop.rig import VirtualRig
 from scripts.closed_loop.score import ScoreOptions
+from sim.layout import RigConfig, TissueKind
 
 __all__ = ["ORACLE", "Workers", "WorkersError", "load_policy"]
 
@@ -32,6 +36,7 @@ class WorkerOptions:
     policy: str
     act_ms: float
     score: ScoreOptions
+    tissue: TissueKind
 
 
 class WorkersError(RuntimeError):
@@ -51,11 +56,18 @@ _mine: _Mine | None = None
 
 
 def load_policy(path: str, rig: VirtualRig) -> DualRatePolicy:
-    """The policy of a checkpoint on one thread of the CPU, or the oracle; PolicyError."""
+    """The policy of a folder on one thread of the CPU, with a flow head or without; or the oracle.
+
+    Raises:
+        PolicyError: it cannot be loaded, or cannot be compared.
+    """
     if path == ORACLE:
         from scripts.closed_loop.oracle import OraclePolicy
 
         return OraclePolicy(rig.rig)
+    if is_flow(path):
+        torch.set_num_threads(1)
+        return load_flow(path, device="cpu")
     policy = load(PolicyOptions(path, "cpu", "auto", None, None, False, 1))
     if policy.spec.space == "pose_delta":
         raise PolicyError(
@@ -68,14 +80,21 @@ def load_policy(path: str, rig: VirtualRig) -> DualRatePolicy:
 class Workers:
     """A few processes that run episodes; use as a context."""
 
-    def __init__(self, count: int, policy: str, act_ms: float, score: ScoreOptions) -> None:
+    def __init__(
+        self,
+        count: int,
+        policy: str,
+        act_ms: float,
+        score: ScoreOptions,
+        tissue: TissueKind = "regular",
+    ) -> None:
         """Start none yet: the first episode does."""
         # A fresh interpreter for each: neither GL nor PyTorch survives a fork.
         self._pool = ProcessPoolExecutor(
             count,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(WorkerOptions(policy, act_ms, score),),
+            initargs=(WorkerOptions(policy, act_ms, score, tissue),),
         )
 
     def __enter__(self) -> Workers:
@@ -125,7 +144,7 @@ def _own() -> _Mine:
     global _mine  # noqa: PLW0603
     if _mine is None:
         assert _options is not None
-        rig = VirtualRig(score_options=_options.score)
+        rig = VirtualRig(RigConfig(tissue=_options.tissue), _options.score)
         _mine = _Mine(rig, load_policy(_options.policy, rig))
     return _mine
 

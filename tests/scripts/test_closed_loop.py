@@ -174,12 +174,27 @@ def test_methods_have_names() -> None:
     assert [method(name).family for name in USUAL] == ["sync"] + ["async"] * 4 + ["dual"] * 4
     assert method("sync-4").label == "synchronous, 4 rows"
     assert method("async-average@0.9").label == "async, average, at 0.9"
+    assert method("rtc").label == "real-time chunking"
+    assert method("rtc-4").label == "real-time chunking, 4 rows apart"
+    assert method("rtc-4").family == "rtc"
 
 
 @pytest.mark.parametrize(
     "name",
     (
-        *("", "rtc", "dual", "dual-0", "dual-x", "dual-99999", "sync-", "sync-0", "async"),
+        *(
+            "",
+            "rtc-",
+            "rtc-0",
+            "rtcs",
+            "dual",
+            "dual-0",
+            "dual-x",
+            "dual-99999",
+            "sync-",
+            "sync-0",
+            "async",
+        ),
         *("async-best", "async-average@2", "async-average@", "async-average@nan"),
     ),
 )

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from policies.base import ActionChunk
+from policies.base import ActionChunk, PolicySpec
+from policies.flow import FlowPolicy, UnderWay
 from scripts import study_latency
 from scripts.closed_loop import rig as virtual
 from scripts.closed_loop.chunks import Queueing, run_chunks
@@ -252,6 +253,80 @@ def test_asynchronous_looks_at_half_a_chunk_and_never_stands(short: VirtualRig) 
     # 0.1 s until there is a chunk of 1.6 s; half of it is left 0.8 s later.
     assert second - first == pytest.approx(0.9, abs=0.03)
     assert tally.held <= 11
+
+
+class GuidedOracle(FlowPolicy):
+    """What the oracle plans, after the rows that are frozen; writes down what was under way."""
+
+    def __init__(self, oracle: OraclePolicy) -> None:
+        self._oracle = oracle
+        self._before: ActionChunk | None = None
+        self.under_way: list[UnderWay | None] = []
+        self.seeds: list[int] = []
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self._oracle.spec
+
+    def reseed(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    def encode(self, images, task):  # type: ignore[no-untyped-def]
+        return self._oracle.encode(images, task)
+
+    def act(self, features, sensor, robot, previous=None, *, under_way=None, **_):  # type: ignore[no-untyped-def]
+        chunk = self._oracle.act(features, sensor, robot, self._before)
+        self.under_way.append(under_way)
+        self._before = chunk
+        if under_way is None:
+            return chunk
+        rows = chunk.actions.copy()
+        rows[: under_way.frozen, :6] = under_way.rows_deg[: under_way.frozen]
+        joints = np.append(np.array(robot.joints, np.float32), 0.0)
+        return ActionChunk(rows, rows - joints)
+
+
+@pytest.mark.parametrize(("latency_ms", "frozen"), [(0.0, 1), (195.0, 2), (381.0, 4)])
+def test_real_time_chunking_freezes_what_is_executed_meanwhile(
+    short: VirtualRig, latency_ms: float, frozen: int
+) -> None:
+    policy = GuidedOracle(OraclePolicy(short.rig))
+    row = run_episode(short, policy, "rtc", latency_ms, 11)
+    assert policy.seeds == [11]
+    assert policy.under_way[0] is None
+    later = [under_way for under_way in policy.under_way[1:] if under_way is not None]
+    assert len(later) == len(policy.under_way) - 1 >= 3
+    assert {under_way.frozen for under_way in later} == {frozen}
+    # It stands until there is a chunk, and then no more.
+    thought_s = latency_ms / 1e3 + 0.005
+    assert row.held * 1.9 == pytest.approx(thought_s, abs=0.03)
+    # The next inference begins when the one before is there, a row after it at the soonest.
+    assert row.encoded == pytest.approx(1.9 / max(thought_s, 0.1), abs=2)
+    assert row.encoded == row.acted == len(policy.under_way)
+
+
+def test_real_time_chunking_waits_for_so_many_rows(short: VirtualRig) -> None:
+    policy = GuidedOracle(OraclePolicy(short.rig))
+    often = run_episode(short, policy, "rtc", 100.0, 11)
+    seldom = run_episode(short, policy, "rtc-8", 100.0, 11)
+    assert often.encoded > 10
+    assert seldom.encoded == 3  # at 0, 0.8 and 1.6 s of 1.9
+    assert seldom.age_ms > often.age_ms + 200
+
+
+def test_real_time_chunking_does_the_task_without_latency(whole: VirtualRig) -> None:
+    row = run_episode(whole, GuidedOracle(OraclePolicy(whole.rig)), "rtc", 0.0, 11)
+    assert row.success, row
+
+
+def test_real_time_chunking_needs_a_head_that_can_be_guided(
+    tmp_path: Path, short: VirtualRig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--policy", "oracle", "--out", str(tmp_path), "--limit-s", "1", "--workers", "1"]
+    with pytest.raises(SystemExit) as leaving:
+        study_latency.main([*options, "--methods", "rtc", "--episodes", "1"])
+    assert leaving.value.code == 2
+    assert "train a flow head" in capsys.readouterr().err
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

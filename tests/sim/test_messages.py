@@ -41,6 +41,11 @@ def test_a_state_survives_the_wire() -> None:
     assert same == STATE
 
 
+def test_the_tissues_motion_survives_the_wire() -> None:
+    irregular = replace(STATE, config=RigConfig(tissue="irregular"))
+    assert decode_state(encode_state(irregular)).config == irregular.config
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -54,6 +59,8 @@ def test_a_state_survives_the_wire() -> None:
         {"samples": b"\0" * 8},
         {"samples": b"\0" * 24 * 257},
         {"config": {"tissue_hz": 99.0}},
+        {"config": {"tissue": "wild"}},
+        {"config": {"tissue": ["irregular"]}},
         {"config": {"new": 1.0}},
         {"config": None},
         {"seed": 2**31},
