@@ -177,23 +177,9 @@ class ControlLoop:
             counters.late_rows += self.queue.merge(sent.step, rows, sent.measured_at, now).past
 
     def _rows(self, chunk: Chunk) -> NDArray[np.float64] | None:
-        """The chunk's rows (K, A) in the robot's order, one a control tick; None: not the robot's.
-
-        Other columns than the robot's will not become the robot's: it holds, and says so.
-        """
-        names, actions = self._body.action_names, chunk.actions[: self._options.actions_per_chunk]
-        self._columns_said = ""
-        named = bool(chunk.names) and self._options.match_names
-        if actions.shape[1] != len(names) or (named and set(chunk.names) != set(names)):
-            theirs, ours = ", ".join(chunk.names) or "no names", ", ".join(names)
-            said = f"{actions.shape[1]} ({theirs}), the robot takes {len(names)} ({ours})"
-            self._columns_said = said[: 2 * _MOST_SHOWN]
-            self.queue.clear()
-            return None
-        rows = actions.astype(np.float64)
-        if named and chunk.names != names:
-            rows = rows[:, [chunk.names.index(name) for name in names]]
-        if chunk.dt <= 0.0 or abs(chunk.dt / self._period_s - 1.0) < _SAME_RATE:
+        """The chunk's rows (K, A), in the robot's order and one a control tick; None: not its."""
+        rows = self._in_order(chunk)
+        if rows is None or self._in_step(chunk):
             return rows
         if self._options.resample:
             if (span_s := len(rows) * chunk.dt) > self._max_age_s:
@@ -215,6 +201,29 @@ class ControlLoop:
         )
         return rows
 
+    def _in_order(self, chunk: Chunk) -> NDArray[np.float64] | None:
+        """The chunk's rows (K, A) in the robot's order; None: not the robot's.
+
+        Other columns than the robot's will not become the robot's: it holds, and says so.
+        """
+        names, actions = self._body.action_names, chunk.actions[: self._options.actions_per_chunk]
+        self._columns_said = ""
+        named = bool(chunk.names) and self._options.match_names
+        if actions.shape[1] != len(names) or (named and set(chunk.names) != set(names)):
+            theirs, ours = ", ".join(chunk.names) or "no names", ", ".join(names)
+            said = f"{actions.shape[1]} ({theirs}), the robot takes {len(names)} ({ours})"
+            self._columns_said = said[: 2 * _MOST_SHOWN]
+            self.queue.clear()
+            return None
+        rows = actions.astype(np.float64)
+        if named and chunk.names != names:
+            rows = rows[:, [chunk.names.index(name) for name in names]]
+        return rows
+
+    def _in_step(self, chunk: Chunk) -> bool:
+        """Whether its rows are as far apart as control ticks, or nothing is said of it."""
+        return chunk.dt <= 0.0 or abs(chunk.dt / self._period_s - 1.0) < _SAME_RATE
+
     def _silent(self, seen: Mapping[str, Seen], now: float) -> str:
         """The cameras without a picture that is new enough, in words; empty when there is none."""
         limit_s, said = self._options.camera_timeout_s, []
@@ -234,8 +243,15 @@ class ControlLoop:
             return str(error)
         if isinstance(planned, str):
             return planned
-        if (rows := self._rows(planned.chunk)) is not None:
-            self.queue.merge(planned.chunk.timestep, rows, planned.measured_at, now)
+        chunk = planned.chunk
+        if (rows := self._in_order(chunk)) is not None:
+            if not self._in_step(chunk):
+                # The first row is for `dt` from now, and the tick is over before or after that.
+                points = np.concatenate([self._motion.start(rows[0], state)[None], rows])
+                turns = self._motion.limiter.turns
+                later = resampled(points, chunk.dt, self._period_s, turns)[1:]
+                rows = later if len(later) else points[-1:]
+            self.queue.merge(chunk.timestep, rows, planned.measured_at, now)
         return ""
 
     def _act(self, state: BodyState, now: float) -> Step:

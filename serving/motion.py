@@ -80,6 +80,16 @@ class Motion:
         self._counters.moves += 1
         return target
 
+    def start(self, action: NDArray[np.float64], state: BodyState) -> NDArray[np.float64]:
+        """Where a way to `action` (A,) begins: what was last commanded, near where the robot is.
+
+        Not where it is: an arm is always a little behind its targets, and a way that began anew
+        there at each tick would never catch up. What is not measured is where it is to go.
+        """
+        positions = self._positions(state)
+        measured = np.where(np.isfinite(positions), positions, action)
+        return self.limiter.reference(self._commanded, measured)
+
     def hold(self, reason: HoldReason, detail: str, now: float) -> HoldReason:
         """Stay where the robot is; told until the robot takes it, warned of once a second."""
         if reason != self.holding:

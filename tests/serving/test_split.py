@@ -105,6 +105,44 @@ def test_it_acts_at_every_tick_and_asks_for_features_one_at_a_time() -> None:
     assert world.loop.counters.chunks >= 8
 
 
+SPEED = 2.0  # a second
+
+
+class Follows(Fast):
+    """Wants all joints to be at SPEED times the time of day, whatever the ticks."""
+
+    def __init__(self, dt: float) -> None:
+        self.spec = replace(SPEC, dt=dt, rows=16, space="joint_position")
+
+    def act(self, features, sensor, robot, previous) -> ActionChunk:  # type: ignore[no-untyped-def]
+        due = robot.origin_timestamp - 100.0 + self.spec.dt * np.arange(1, 17)
+        rows = np.repeat(SPEED * due[:, None], 7, axis=1).astype(np.float32)
+        return ActionChunk(rows, rows)
+
+
+class Lags(Six):
+    """Is half a tick's way behind where it is sent."""
+
+    def move(self, target: np.ndarray) -> None:
+        self.moves.append((self.now, target))
+        self.position = self.position + 0.5 * (target - self.position)
+
+
+@pytest.mark.parametrize("ticks", [0.3, 1.0, 2.5, 4.0])
+def test_rows_are_followed_in_time_whatever_the_control_rate(ticks: float) -> None:
+    """An arm 10 times a second, a policy whose rows are so many ticks apart."""
+    body = Lags(position=np.zeros(6), state_names=JOINTS, action_names=JOINTS)
+    instructions = Instructions("qwen_vla", "here", state_names=JOINTS, cameras=body.cameras)
+    options = LoopOptions(fps=FPS, actions_per_chunk=16, aggregation=choose("latest_only"))
+    world = World(body, options, features)
+    world.loop = ControlLoop(body, options, FastHalfHere(Follows(ticks / FPS), instructions, 1.0))
+    world.tick(60)
+    assert world.held[5:] == [None] * 55
+    for at, target in body.moves[-20:]:
+        # Where it should be at the end of the tick, neither ahead of it nor behind.
+        assert target == pytest.approx([SPEED * (at + 1 / FPS - 100.0)] * 6, abs=0.02)
+
+
 def test_without_the_server_it_carries_on_until_the_features_are_too_old() -> None:
     world = split_world(max_age_s=1.0)
     world.tick(10)
