@@ -137,6 +137,11 @@ def test_a_flow_is_learned_and_goes_on_where_it_was(
     assert whole[12]["rows_mm"] < before["rows_mm"]
     assert reports["parts"][12]["kept_loss"] == pytest.approx(whole[12]["kept_loss"], rel=1e-3)
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
+    # Its encoder comes from the base, with the means and deviations that it was used to.
+    known = dict(trainer_of(base, scales).sensor.named_buffers())
+    now = dict(trainer.sensor.named_buffers())
+    assert any("running_mean" in name for name in known)
+    assert all(torch.equal(known[name], now[name]) for name in known)
 
 
 def test_a_head_may_begin_as_the_direct_one(base: QwenVlaPolicy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -262,7 +263,9 @@ def test_a_lerobot_client_that_reconnects_goes_on(servers: Servers, client: RawC
         except grpc.RpcError as error:
             assert error.code().name == "FAILED_PRECONDITION"
             assert time.monotonic() < deadline
-            status_of(again.actions)
+            # Refused as well, or, if it has just become known, answered with nothing.
+            with contextlib.suppress(grpc.RpcError):
+                again.actions()
     assert lerobot.decode_actions(again.actions()).timestep == 4
     again.close()
 
