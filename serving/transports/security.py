@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,9 +252,14 @@ class Door:
     added while others work.
     """
 
-    def __init__(self, context: zmq.Context[Any], keys: ServerKeys) -> None:
-        """Listen in `context`; must exist before the ROUTER is bound."""
-        self._keys = keys
+    def __init__(
+        self, context: zmq.Context[Any], keys: ServerKeys, turned_away: Callable[[str], None]
+    ) -> None:
+        """Listen in `context`; must exist before the ROUTER is bound.
+
+        `turned_away` is told the address of each client that is refused, before the client is.
+        """
+        self._keys, self._turned_away = keys, turned_away
         self._allowed = keys.allowed()
         self._read_at = 0.0
         self.socket = context.socket(zmq.REP)
@@ -266,8 +272,8 @@ class Door:
         made.curve_publickey, made.curve_secretkey = self._keys.public, self._keys.secret
         made.zap_domain = b"dualrate"
 
-    def answer(self, moment: float) -> str | None:
-        """Answer one question; the address of a client that was turned away, None otherwise."""
+    def answer(self, moment: float) -> None:
+        """Answer one question."""
         # version, request id, domain, address, identity, mechanism, credentials
         frames = self.socket.recv_multipart()
         key = frames[6] if len(frames) == 7 and frames[5] == b"CURVE" else b""
@@ -275,9 +281,10 @@ class Door:
             self._read_at = moment
             self._allowed = self._keys.allowed()
         known = key in self._allowed
+        if not known:
+            self._turned_away(frames[3].decode("ascii", "replace"))
         status = (b"200", b"OK") if known else (b"400", b"unknown key")
         self.socket.send_multipart([b"1.0", frames[1], *status, key.hex().encode()[:255], b""])
-        return None if known else frames[3].decode("ascii", "replace")
 
     def close(self) -> None:
         """Stop listening."""

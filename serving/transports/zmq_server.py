@@ -100,7 +100,7 @@ class ZmqServer:
         self._closing = threading.Event()
         self._context: zmq.Context[Any] = zmq.Context()
         # The door must be there before anyone can knock: ZAP is asked in the socket's context.
-        self._door = None if keys is None else Door(self._context, keys)
+        self._door = None if keys is None else Door(self._context, keys, self._turned_away)
         self._router = self._context.socket(zmq.ROUTER)
         try:
             tune(self._router, _HEARTBEAT_MS)
@@ -171,7 +171,7 @@ class ZmqServer:
                 if self._awake.fileno() in ready:
                     self._awake.recv(4096)
                 if self._door is not None and self._door.socket in ready:
-                    self._turn_away(self._door.answer(time.monotonic()))
+                    self._door.answer(time.monotonic())
                 self._send_waiting()
                 if self._router in ready:
                     self._receive_some()
@@ -187,9 +187,8 @@ class ZmqServer:
             self._awake.close()
             self._waker.close()
 
-    def _turn_away(self, stranger: str | None) -> None:
-        if stranger is not None:
-            self.refusals.add("zmq", stranger, "not_allowed", "a client's key that is not known")
+    def _turned_away(self, stranger: str) -> None:
+        self.refusals.add("zmq", stranger, "not_allowed", "a client's key that is not known")
 
     def _tick(self) -> None:
         """Tell who waits for a policy that it is being loaded; forget whom the engine forgot."""
