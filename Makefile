@@ -97,7 +97,6 @@ train-feel:
 train-look:
 	$(TRAIN) --only look --threads $(HALF)
 
-
 study: $(STAMP)  ## success and error over the latency of vision, three ways to run a policy (hours)
 	$(BIN)/python scripts/study_latency.py $(STUDY)
 
