@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from common.wire import RobotState
 from policies.base import AT_REST, ActingPolicy, ActionChunk, Features, PolicyError
 from serving.body import BodyState
 from serving.messages import Chunk, FeatureReply, Instructions, Observation, ServingError
@@ -65,7 +64,6 @@ class FastHalfHere:
         self._columns = len(self._names) or columns
         self._held: _Held | None = None
         self._previous: ActionChunk | None = None
-        self._seen: RobotState | None = None
         self.updates = 0
 
     @property
@@ -91,7 +89,7 @@ class FastHalfHere:
 
     def forget(self) -> None:
         """Nothing is known any more: another episode begins."""
-        self._held = self._previous = self._seen = None
+        self._held = self._previous = None
 
     def age_s(self, now: float) -> float | None:
         """Age of the features; None without."""
@@ -118,7 +116,7 @@ class FastHalfHere:
         try:
             observed = state.values.astype(np.float32)
             observation = Observation(step, now, False, observed, speeds=speeds)
-            robot = self._seen = self._places.moving_state(observation, self._seen)
+            robot = self._places.moving_state(observation, None)
             chunk = self._policy.act(held.features, window, robot, self._previous)
             rows = joint_targets(chunk.actions, spec.space, robot, self._columns)
             planned = Chunk(step, now, rows, self._names, dt=spec.dt)
