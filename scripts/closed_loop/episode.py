@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from policies.base import DualRatePolicy
-from policies.flow import FlowPolicy
 from scripts.closed_loop.methods import method
 from scripts.closed_loop.rig import VirtualRig
-from scripts.closed_loop.running import Latencies
+from scripts.closed_loop.running import Latencies, Sampling
 from scripts.closed_loop.score import Outcome
 
 __all__ = ["EpisodeResult", "run_episode"]
@@ -85,7 +84,7 @@ def run_episode(
     """
     chosen = method(name)
     rig.reset(seed)
-    if isinstance(policy, FlowPolicy):
+    if isinstance(policy, Sampling):
         policy.reseed(seed)
     tally = chosen.run(rig, policy, Latencies(latency_ms / 1e3, act_ms / 1e3))
     outcome = rig.score.outcome()

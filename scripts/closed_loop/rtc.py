@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.base import ActionChunk, DualRatePolicy, PolicyError
-from policies.flow import FlowPolicy, RtcChunker
 from receiver.encoders import LocalEncoder
 from scripts.closed_loop.chunks import CONTROL_HZ
 from scripts.closed_loop.rig import VirtualRig
@@ -42,6 +41,9 @@ def run_rtc(
     Raises:
         PolicyError: the policy has no flow head: its chunks cannot be guided.
     """
+    # Needs PyTorch, which takes seconds to come.
+    from policies.flow import FlowPolicy, RtcChunker
+
     if not isinstance(policy, FlowPolicy):
         raise PolicyError(
             "real-time chunking needs a policy that samples its chunks: train a flow head with "

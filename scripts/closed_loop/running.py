@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Latencies", "Tally"]
+__all__ = ["Latencies", "Sampling", "Tally"]
+
+
+@runtime_checkable
+class Sampling(Protocol):
+    """A policy whose chunks are drawn from noise."""
+
+    def reseed(self, seed: int) -> None:
+        """Begin the noise again."""
 
 
 @dataclass(frozen=True, slots=True)

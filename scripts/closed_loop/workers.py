@@ -12,10 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from policies.base import DualRatePolicy, PolicyError, PolicySpec
-from policies.flow import is_flow, load_flow
 from receiver.loading import PolicyOptions, load
 from scripts.closed_loop.episode import EpisodeResult, run_episode
 from scripts.closed_loop.results import Key
@@ -65,6 +62,12 @@ def load_policy(path: str, rig: VirtualRig) -> DualRatePolicy:
         from scripts.closed_loop.oracle import OraclePolicy
 
         return OraclePolicy(rig.rig)
+    try:
+        import torch
+
+        from policies.flow import is_flow, load_flow
+    except ModuleNotFoundError as error:
+        raise PolicyError(f"{error.name} is missing: pip install '.[receiver]'") from None
     if is_flow(path):
         torch.set_num_threads(1)
         return load_flow(path, device="cpu")
