@@ -223,8 +223,8 @@ def _goals(
     malformed = sum(sum(reasons.values()) for reasons in summary["malformed"].values())
     between = sum(summary["holds"].get(why, 0) for why in _BETWEEN_EPISODES)
     holds = sum(summary["holds"].values()) - between
-    # Every tick gives one or the other.
-    ticks_hz = summary["action_hz"] * (1 + between / max(summary["actions"] - 1, 1))
+    # Every tick gives one or the other; the first come before there is any action.
+    ticks_hz = (summary["actions"] + between) / max(summary["duration_s"], 1e-9)
     errors = [entry["rms_mm"] for entry in score if entry["success"]]
     error = f", {statistics.median(errors):.2f} mm RMS" if errors else ""
     age = summary["feature_age_ms_p50"]

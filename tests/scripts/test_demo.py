@@ -110,7 +110,8 @@ def test_a_second_one_is_told_that_its_ports_are_in_use_and_ctrl_c_ends_the_firs
 
 def test_holds_between_episodes_are_ticks_and_others_are_not() -> None:
     summary = {
-        "action_hz_wanted": 10.0, "action_hz": 9.64, "actions": 1205, "frames_hz": {"View1": 30.0},
+        "action_hz_wanted": 10.0, "duration_s": 125.0, "actions": 1205,
+        "frames_hz": {"View1": 30.0},
         "holds": {"no features yet": 44, "episode ended": 1, "sensor stale": 3}, "malformed": {},
         "action_lateness_ms_p50": 0.1, "action_lateness_ms_p99": 2.0, "deadline_misses": 0,
         "action_ms_p50": 4.0, "action_ms_p99": 8.0, "vl_hz": 2.4, "vl_ms_mean": 30.0,
