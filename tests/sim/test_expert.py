@@ -15,14 +15,17 @@ from sim import demonstrations
 from sim.demonstration_files import read_demonstrations, write_demonstrations
 from sim.demonstrations import Demonstrator
 from sim.expert import Expert, joints_for_tip
-from sim.layout import HOME_DEG, Layout, RigConfig, tip_transform
+from sim.layout import HOME_DEG, Layout, RigConfig, TissueKind, tip_transform
 from sim.rig import InsertionRig
 from sim.task import Judge
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_the_expert_succeeds(seed: int) -> None:
-    rig, judge = InsertionRig(seed=seed), Judge()
+@pytest.mark.parametrize(
+    ("seed", "tissue"),
+    [*((seed, "regular") for seed in range(4)), *((seed, "irregular") for seed in range(3))],
+)
+def test_the_expert_succeeds(seed: int, tissue: TissueKind) -> None:
+    rig, judge = InsertionRig(RigConfig(tissue=tissue), seed), Judge()
     expert = Expert(rig.config, rig.layout, rig.joints_deg)
     verdict = judge.verdict(0.0)
     while rig.time_s < 6.0:

@@ -13,7 +13,6 @@ from sim.expert import Expert
 from sim.layout import Layout, RigConfig
 from sim.rig import InsertionRig
 from sim.rig_server import ServerOptions
-from sim.task import Judge
 from sim.tissue import BAND, MOST, TissueMotion, tissue_motion
 
 IRREGULAR = RigConfig(tissue="irregular")
@@ -183,20 +182,6 @@ def test_the_motion_is_the_episodes() -> None:
     rig.reset(6)
     rig.step(130)
     assert rig.read().tissue_mm == pytest.approx(motion(6).displacement(0.1), abs=1e-9)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_expert_follows_irregular_tissue(seed: int) -> None:
-    rig, judge = InsertionRig(IRREGULAR, seed), Judge()
-    expert = Expert(rig.config, rig.layout, rig.joints_deg)
-    verdict = judge.verdict(0.0)
-    while rig.time_s < 6.0:
-        rig.command_joints(expert.step(rig.time_s, 0.01))
-        rig.step(13)
-        verdict = judge.see(rig.read())
-    assert verdict.success
-    assert verdict.rms_mm < 0.15
-    assert verdict.force_n < 0.1
 
 
 @pytest.mark.parametrize("value", ["", "random", "Regular", 1, True, None, ["regular"]])
