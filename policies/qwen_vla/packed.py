@@ -62,16 +62,19 @@ def packing(precision: Precision, device: torch.device) -> Packing:
 
     On a CPU without bfloat16 instructions `bfloat16` keeps the weights in float16, three bits
     more, and adds up in float32: faster there than bfloat16, and closer to float32. `int8` needs a
-    CPU; it rounds what flows into each linear map too, to 127 steps.
+    CPU; it rounds what flows into each linear map too, to 255 steps, or to 127 where the processor
+    has no instructions for bytes that add up without overflow.
 
     Raises:
         ValueError: int8 elsewhere than on a CPU with FBGEMM.
     """
     here = device.type == "cpu"
     if precision == "int8":
-        if not (here and _works(_pack_int8)):
+        whole = _int8(seven_bits=False)
+        pack = whole if here and not _overflows(whole) else _int8(seven_bits=True)
+        if not (here and _works(pack)):
             raise ValueError("int8 weights need a CPU for which PyTorch has FBGEMM")
-        return _mixed("int8 weights, FBGEMM", 1, _pack_int8)
+        return _mixed("int8 weights, FBGEMM", 1, pack)
     narrow = precision == "bfloat16"
     dtype = torch.bfloat16 if narrow else torch.float32
     if here:
@@ -166,21 +169,40 @@ def _pack_half(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
     return linear
 
 
-def _pack_int8(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+def _overflows(pack: Pack) -> bool:
+    """Whether this processor cuts off sums of two products of 8 bits: asked by making one.
+
+    AVX2 and the first AVX-512 add pairs of products up in 16 bits (`vpmaddubsw`); VNNI adds four
+    up in 32 (`vpdpbusd`).
+    """
+    weight = torch.ones(64, 64, dtype=torch.float64)
+    rows = torch.ones(1, 64)
+    rows[0, 0] = 0.0  # so that one is 255 steps
+    try:
+        result = pack(weight, torch.zeros_like(weight[0]), relu=False)(rows)
+    except (RuntimeError, AttributeError):
+        return True
+    return bool((result - 63).abs().max() > 1)
+
+
+def _int8(*, seven_bits: bool) -> Pack:
     operators: Any = torch.ops.quantized
-    multiples, steps = quantize_rows(weight)
-    zeros = torch.zeros(len(steps), dtype=torch.int64)
-    with warnings.catch_warnings():  # of a type that is to leave PyTorch; there is no other way yet
-        warnings.simplefilter("ignore", UserWarning)
-        quantized = torch._make_per_channel_quantized_tensor(  # type: ignore[attr-defined]
-            multiples, steps, zeros, 0
-        )
-        packed = operators.linear_prepack(quantized, bias.float())
-    multiply = operators.linear_relu_dynamic if relu else operators.linear_dynamic
 
-    def linear(rows: Tensor) -> Tensor:
-        # Seven bits of the rows: AVX2 adds pairs of products up in 16 bits, which would overflow.
-        result: Tensor = multiply(rows, packed, True)
-        return result
+    def pack(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+        multiples, steps = quantize_rows(weight)
+        zeros = torch.zeros(len(steps), dtype=torch.int64)
+        with warnings.catch_warnings():  # of a type that is to leave PyTorch; no other way yet
+            warnings.simplefilter("ignore", UserWarning)
+            quantized = torch._make_per_channel_quantized_tensor(  # type: ignore[attr-defined]
+                multiples, steps, zeros, 0
+            )
+            packed = operators.linear_prepack(quantized, bias.float())
+        multiply = operators.linear_relu_dynamic if relu else operators.linear_dynamic
 
-    return linear
+        def linear(rows: Tensor) -> Tensor:
+            result: Tensor = multiply(rows, packed, seven_bits)
+            return result
+
+        return linear
+
+    return pack

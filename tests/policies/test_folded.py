@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from policies.qwen_vla.runner import FastRunner, Recorded, StaticRun
 from policies.qwen_vla.tiny import WIDTH, random_windows
 from tests.policies import qwen_reference as reference
 from tests.policies.qwen_reference import FUSIONS, SMALL, Sizes
+from tests.support import ROOT
 
 CPU = torch.device("cpu")
 ODD = Sizes(5, (16, 24), 1, 40, 24, 32, 40, 1, 56, 3, 2)
@@ -262,9 +266,9 @@ def test_without_packing_operators_the_plain_product_is_taken(
     def refuses(*_: object, **__: object) -> packed.Linear:
         raise RuntimeError("not for this processor")
 
-    for name in ("_pack_half", "_pack_int8"):
-        monkeypatch.setattr(packed, name, refuses)
+    monkeypatch.setattr(packed, "_pack_half", refuses)
     monkeypatch.setattr(packed, "_pack_onednn", lambda _: refuses)
+    monkeypatch.setattr(packed, "_int8", lambda *, seven_bits: refuses)
     assert packing("float32", CPU).name == "float32"
     assert packing("bfloat16", CPU).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="FBGEMM"):
@@ -272,6 +276,44 @@ def test_without_packing_operators_the_plain_product_is_taken(
     fast = parts("gated", SMALL)
     vl, window = inputs(SMALL)
     torch.testing.assert_close(runner(fast)(vl, window), plain(fast, vl, window), atol=1e-5, rtol=0)
+
+
+INT8 = """
+import torch
+from policies.qwen_vla.packed import packing
+weight = torch.full((16, 2048), 1.0, dtype=torch.float64)
+rows = torch.linspace(0.0, 1.0, 2048).repeat(4, 1)
+linear = packing("int8", torch.device("cpu")).pack(
+    weight.repeat(256, 1), torch.zeros(4096, dtype=torch.float64), relu=False
+)
+print(float((linear(rows) / 1024 - 1).abs().max()))
+"""
+
+
+@pytest.mark.parametrize("instructions", ["", "AVX2"])
+def test_int8_sums_are_not_cut_off_on_any_processor(instructions: str) -> None:
+    # FBGEMM's own variable: use no newer instructions than these, whatever the processor has.
+    env = os.environ | {"FBGEMM_ENABLE_INSTRUCTIONS": instructions}
+    done = subprocess.run(
+        [sys.executable, "-c", INT8], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.01
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_rows_are_rounded_as_finely_as_sums_allow(
+    overflows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_overflows", lambda _: overflows)
+    monkeypatch.setattr(packed, "SMALL_WEIGHT", 0)
+    # One product for each result: nothing is added up that could be cut off.
+    same = torch.eye(64, dtype=torch.float64)
+    linear = packing("int8", CPU).pack(same, torch.zeros(64, dtype=torch.float64), relu=False)
+    rows = torch.linspace(0.0, 1.0, 64).repeat(2, 1)
+    steps = 127 if overflows else 255
+    error = float((linear(rows) - rows).abs().max())
+    assert 0.4 / steps < error < 0.51 / steps
 
 
 def test_int8_needs_a_cpu() -> None:
