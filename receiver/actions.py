@@ -20,6 +20,7 @@ from receiver.commands import ActionPublisher, Guard, is_ready
 from receiver.episodes import Episodes
 from receiver.features import FeatureUpdate
 from receiver.histogram import Histogram
+from receiver.latch import Latch
 from receiver.limits import Limited, NoState, limit_rows
 from receiver.observation import Observation, Observer
 from receiver.options import Limits
@@ -79,6 +80,7 @@ class ActionLoop:
         features: Latest[FeatureUpdate],
         episodes: Episodes,
         guard: Guard,
+        latch: Latch,
         limits: Limits,
         publisher: ActionPublisher,
         grid: Ticker,
@@ -91,7 +93,7 @@ class ActionLoop:
         self._observer = observer
         self._features = features
         self._episodes = episodes
-        self._guard = guard
+        self._guard, self._latch = guard, latch
         self._limits = limits
         self._publisher = publisher
         self._grid = grid
@@ -164,7 +166,7 @@ class ActionLoop:
             self._episode_at = episode.started_at
         # Where there is no robot nothing marks an episode: any features will do.
         marked = self._robot_required or seen.robot is not None
-        reason = self._guard.reason(seen, update, episode if marked else None)
+        reason = self._latch.reason(self._guard.reason(seen, update, episode if marked else None))
         if reason or update is None:
             self._hold(reason or "no features yet", update)
             return

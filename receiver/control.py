@@ -1,15 +1,17 @@
-"""Lines typed while the receiver runs: `task TEXT`, `note TEXT`, `record on`, `record off`."""
+"""Lines typed while the receiver runs: `task TEXT`, `note TEXT`, `record on`, `resume`."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from typing import Protocol
 
 from common.typed import typed_lines
+from receiver.latch import AGAIN
 from receiver.threads import Latest
 
-__all__ = ["listen"]
+__all__ = ["Heard", "listen"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,29 +30,49 @@ class Switch(Protocol):
         ...
 
 
-def _obey(line: str, task: Latest[str], note: Latest[str], recorder: Switch) -> None:
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Where what is typed goes to.
+
+    Attributes:
+        task: the instruction.
+        note: what is shown.
+        resumed: a value whenever a latched hold is to be released.
+        recorder: what `record on` and `record off` switch.
+    """
+
+    task: Latest[str]
+    note: Latest[str]
+    resumed: Latest[str]
+    recorder: Switch
+
+
+def _obey(line: str, heard: Heard) -> None:
     word, _, text = line.strip().partition(" ")
     text = text.strip()
     if not word:
         return
     if word == "record" and text in ("on", "off"):
-        (recorder.start if text == "on" else recorder.stop)()
+        (heard.recorder.start if text == "on" else heard.recorder.stop)()
+    elif word == AGAIN and not text:
+        heard.resumed.put(AGAIN)
     elif word not in ("task", "note") or not text:
         known = "`task TEXT` changes the instruction, `note TEXT` is shown and logged, "
-        known += "`record on` and `record off` switch the recording"
+        known += "`record on` and `record off` switch the recording, "
+        known += f"`{AGAIN}` releases a latched hold"
         logger.warning("not understood: %.60r; %s", line.strip(), known)
     elif len(text) > _LONGEST:
         logger.warning("a line of over %d characters is refused", _LONGEST)
     elif word == "note":
         shown = "".join(c if c.isprintable() else "?" for c in text)
-        note.put(shown)
+        heard.note.put(shown)
         logger.info("[NOTE] %s", shown)
     else:
-        task.put(text)
+        heard.task.put(text)
         logger.info("task is now: %s", text)
 
 
-def listen(task: Latest[str], note: Latest[str], recorder: Switch, stop: threading.Event) -> None:
+def listen(heard: Heard, stop: threading.Event) -> None:
     """Obey lines from stdin until it ends or `stop` is set."""
     for line in typed_lines(stop):
-        _obey(line.decode("utf-8", "replace"), task, note, recorder)
+        _obey(line.decode("utf-8", "replace"), heard)

@@ -22,6 +22,7 @@ from common.stopping import stopping
 from policies.base import ActingPolicy, PolicyError, PolicySpec
 from receiver import control
 from receiver.console import Console
+from receiver.control import Heard
 from receiver.decoding import to_jpeg
 from receiver.encoders import Encoder, LocalEncoder
 from receiver.encoding_process import EncodingProcess
@@ -78,7 +79,9 @@ def main() -> int:
         run.start()
         _say_priority(before_others)
         Worker(
-            "control", lambda: control.listen(run.task, run.note, run.recorder, stop), _ignore
+            "control",
+            lambda: control.listen(Heard(run.task, run.note, run.resumed, run.recorder), stop),
+            _ignore,
         ).start()
         try:
             if live:

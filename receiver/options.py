@@ -10,6 +10,7 @@ from typing import Literal
 from common import endpoints
 from common.kinematics import MECA500
 from common.wire import ALINE_LENGTH
+from receiver.latch import LatchedHold
 
 __all__ = ["Limits", "Ports", "ReceiverOptions", "Recording", "StaleAfter"]
 
@@ -183,6 +184,8 @@ class ReceiverOptions:
     slow_loop: Literal["auto", "thread", "process"] = "auto"
     """Where the slow half runs; auto: in a process of its own on a CPU, in a thread on a GPU."""
     ports: Ports = field(default_factory=Ports)
+    latch: tuple[LatchedHold, ...] = ("emergency_stop", "error")
+    """Holds that last until `resume` is typed, though their reason is gone."""
     stale_after: StaleAfter = field(default_factory=StaleAfter)
     limits: Limits = field(default_factory=Limits)
     recording: Recording = field(default_factory=Recording)

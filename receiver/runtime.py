@@ -25,6 +25,7 @@ from receiver.episodes import Episodes
 from receiver.features import FeatureLoop
 from receiver.folders import SessionFolders
 from receiver.inputs import CameraInput, InputError, RobotInput, SensorInput
+from receiver.latch import Latch
 from receiver.memory import rss_mb
 from receiver.observation import Observer
 from receiver.options import ReceiverOptions
@@ -87,6 +88,7 @@ class Runtime:
         gc.freeze()
         self.task: Latest[str] = Latest(options.task)
         self.note: Latest[str] = Latest()
+        self.resumed: Latest[str] = Latest()
         self.at_start = AtStart()
         self.failure: str | None = None
         self.stop = stop or threading.Event()
@@ -163,6 +165,7 @@ class Runtime:
             self.features.newest,
             self.episodes,
             Guard(spec, stale, options.limits, options.robot_required),
+            Latch(options.latch, self.resumed),
             options.limits,
             publisher,
             grid,

@@ -47,6 +47,8 @@ class LoadOptions:
     """Pixels."""
     frame_kb: float = 86.0
     """Size of a frame in 1,000 bytes, about."""
+    together: bool = False
+    """All cameras take their pictures at one instant, rather than one after the other."""
     sensor_hz: float = 650.0
     """Samples a second."""
     batch: int = 10
@@ -86,8 +88,10 @@ def _cameras(options: LoadOptions, stop: threading.Event) -> None:
     sock.setsockopt(zmq.IMMEDIATE, 1)
     sock.setsockopt(zmq.LINGER, 0)
     sock.connect(address(options.server_ip, endpoints.CAMERA.port + options.port_offset))
-    for tick in Ticker(options.fps * options.views).ticks(stop):
-        for index in _due(tick):
+    at_once = options.views if options.together else 1
+    for tick in Ticker(options.fps * options.views / at_once).ticks(stop):
+        due = _due(tick)
+        for index in range(due.start * at_once, due.stop * at_once):
             view, number = index % options.views, index // options.views
             jpeg, stamp = jpegs[(number + view) % _KINDS], wall()
             frame = wire.CameraFrame(f"View{view + 1}", stamp, jpeg, number, stamp)

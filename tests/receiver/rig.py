@@ -143,6 +143,11 @@ class Rig:
         wait_until(look, what, 20)
         return found[0]
 
+    def say(self, condition: wire.RobotCondition) -> None:
+        """What the robot's side says of the robot."""
+        said = wire.encode_robot_status(wire.RobotStatus(condition, time.time()))
+        self.robot_socket.send_multipart(said)
+
     def drain(self) -> None:
         while self._actions.poll(0):
             self._actions.recv_multipart()

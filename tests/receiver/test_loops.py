@@ -46,9 +46,31 @@ def test_a_robot_in_error_holds_at_once_though_its_states_go_on(rig: Rig) -> Non
     rig.robot_socket.send_multipart(wire.encode_robot_status(status))
     rig.wait_for_hold("robot emergency stop")
     assert "[ROBOT] emergency_stop: button at the door" in " ".join(rig.console.recent)
+    # Asked to go on while the button is still pressed: no.
+    rig.run.resumed.put("resume")
+    wait_until(lambda: "cannot be released" in " ".join(rig.console.recent), "the refusal", 10)
     rig.robot_socket.send_multipart(wire.encode_robot_status(wire.RobotStatus("ok", time.time())))
+    # The button is out again, and nothing moves by that.
+    waiting = "waiting for resume after robot emergency stop"
+    first = rig.wait_for_hold(waiting)
+    rig.wait_for_action(lambda a: a.seq > first.seq + 20 and a.reason == waiting, "it to wait")
+    rig.run.resumed.put("resume")
     rig.wait_for_motion()
     assert "robot silent" not in rig.run.actions.holds
+    assert "[HOLD] released: robot emergency stop" in " ".join(rig.console.recent)
+
+
+def test_a_latched_hold_outlasts_the_episode(rig: Rig) -> None:
+    rig.wait_for_motion()
+    rig.say("error")
+    rig.wait_for_hold("robot error")
+    rig.robot_socket.send_multipart(wire.encode_episode_end())
+    rig.say("ok")
+    rig.wait_for_hold("waiting for resume after robot error")
+    assert rig.run.episodes.current is not None
+    assert rig.run.episodes.current.number == 2
+    rig.run.resumed.put("resume")
+    rig.wait_for_motion()
 
 
 def test_a_slow_half_that_hangs_lets_the_features_grow_old(rig: Rig) -> None:

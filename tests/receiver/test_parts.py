@@ -308,7 +308,7 @@ class Switched:
 )
 def test_typed_lines_switch_the_recording(line: str, told: list[str]) -> None:
     switch = Switched()
-    control._obey(line, Latest(), Latest(), switch)
+    control._obey(line, control.Heard(Latest(), Latest(), Latest(), switch))
     assert switch.told == told
 
 
@@ -323,5 +323,15 @@ def test_typed_lines_switch_the_recording(line: str, told: list[str]) -> None:
 )
 def test_typed_lines_change_the_task(line: str, task: str | None) -> None:
     box: Latest[str] = Latest()
-    control._obey(line, box, Latest(), Switched())
+    control._obey(line, control.Heard(box, Latest(), Latest(), Switched()))
     assert box.get() == task
+
+
+@pytest.mark.parametrize(
+    ("line", "resumed"),
+    [("resume\n", 1), ("  resume ", 1), ("resume now", 0), ("Resume", 0), ("task resume", 0)],
+)
+def test_only_the_word_itself_releases_a_latched_hold(line: str, resumed: int) -> None:
+    box: Latest[str] = Latest()
+    control._obey(line, control.Heard(Latest(), Latest(), box, Switched()))
+    assert box.version == resumed
