@@ -34,6 +34,9 @@ def typed_lines(stop: threading.Event) -> Iterator[bytes]:
         try:
             if not select.select([source], [], [], _POLL_S)[0]:
                 continue
+            if _typed_for_others(source):
+                stop.wait(_POLL_S)
+                continue
             data = os.read(source, _READ_BYTES)
         except (OSError, ValueError):
             return
@@ -45,3 +48,14 @@ def typed_lines(stop: threading.Event) -> Iterator[bytes]:
         pending = pending[:LONGEST_BYTES]
         for line in whole:
             yield line[:LONGEST_BYTES]
+
+
+def _typed_for_others(source: int) -> bool:
+    """Whether this program runs behind another in its terminal (`… &`).
+
+    To read then would suspend the whole program (SIGTTIN), with a robot in motion.
+    """
+    try:
+        return os.tcgetpgrp(source) != os.getpgrp()
+    except OSError:  # no terminal, or not the one that this program is controlled from
+        return False

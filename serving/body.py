@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 
 from common.step_limiter import StepLimiter
 
-__all__ = ["Body", "BodyError", "BodyState", "Seen"]
+__all__ = ["Body", "BodyError", "BodyFault", "BodyState", "Seen"]
 
 
 class BodyError(RuntimeError):
     """A robot or camera that cannot be used (now); one line that says what to do."""
+
+
+class BodyFault(BodyError):
+    """A robot that is there and says that it must not be used: an error, an emergency stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Body(Protocol):
         ...
 
     def read(self) -> BodyState:
-        """The state now; BodyError rather than a stale one."""
+        """The state now; BodyError rather than a stale one, BodyFault where it is stopped."""
         ...
 
     def seen(self) -> Mapping[str, Seen]:

@@ -69,6 +69,9 @@ class ClientOptions:
     max_input_age: float | None = None
     """Hold rather than execute what was computed from an observation that is older, in seconds;
     without it, the time a chunk spans and one second."""
+    latch_stops: Switch = True
+    """After an emergency stop or an error of the robot, hold until `resume` is typed; otherwise go
+    on by itself as soon as the robot can be used again."""
     camera_timeout: float = 1.0
     """Hold when a camera has given no picture for so many seconds."""
     sensor_samples: int = 65

@@ -1,4 +1,4 @@
-"""A robot that is connected to again when it was lost."""
+"""A robot that is connected to again when it was lost, and not before leave when it was stopped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from common.program import Backoff
 from common.step_limiter import StepLimiter
-from serving.body import Body, BodyError, BodyState, Seen
+from serving.body import Body, BodyError, BodyFault, BodyState, Seen
 
-__all__ = ["KeptBody"]
+__all__ = ["RESUME", "KeptBody"]
 
 logger = logging.getLogger("serving.body")
 
@@ -27,13 +27,29 @@ _LOST_AFTER_S = 1.0
 on a servo bus is no reason for that."""
 _CLOSED_IN_S = 10.0
 
+RESUME = "resume"
+"""What a person types once it is safe for a robot to go on that was stopped."""
+
 
 class KeptBody:
-    """`body`, and a thread that opens it again while it cannot be read. It holds meanwhile."""
+    """`body`, and a thread that opens it again while it cannot be read. It holds meanwhile.
 
-    def __init__(self, body: Body, lost_after_s: float = _LOST_AFTER_S) -> None:
-        """Keep `body`, which is not open yet."""
+    An emergency stop, or an error that the robot reports, lasts until a person says that it is
+    over: to take the stop back must not start the robot (ISO 13850).
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        lost_after_s: float = _LOST_AFTER_S,
+        resumed: threading.Event | None = None,
+    ) -> None:
+        """Keep `body`, which is not open yet.
+
+        `resumed` is set by whoever gives leave to go on after a stop; without it, none is needed.
+        """
         self._body, self._lost_after_s = body, lost_after_s
+        self._resumed, self._stopped = resumed, ""
         self._failing_since: float | None = None
         self._backoff = Backoff()
         self._opening: threading.Thread | None = None
@@ -66,8 +82,13 @@ class KeptBody:
     def read(self) -> BodyState:
         """The state now; BodyError while the robot is away."""
         self._check()
+        self._check_leave()
         try:
             state = self._body.read()
+        except BodyFault as fault:
+            self._stop(fault)
+            self._failed(fault)
+            raise
         except BodyError as error:
             self._failed(error)
             raise
@@ -85,7 +106,13 @@ class KeptBody:
 
     def move(self, target: NDArray[np.float64]) -> None:
         """Go to (A,)."""
-        self._used(lambda: self._body.move(target))
+        self._check()
+        self._check_leave()
+        try:
+            self._body.move(target)
+        except BodyFault as fault:
+            self._stop(fault)
+            raise
 
     def hold(self) -> None:
         """Stay; BodyError while the robot is away, so that it is told when it is back."""
@@ -106,6 +133,24 @@ class KeptBody:
             raise BodyError(f"{self._why}; connecting to it again")
         self._opening, self._failing_since = None, None
 
+    def _stop(self, fault: BodyFault) -> None:
+        """From now on leave is needed; what was given before was for something else."""
+        if self._resumed is None:
+            return
+        if not self._stopped:
+            logger.warning("[CLIENT] the robot is stopped: %s", fault)
+        self._stopped = str(fault)
+        self._resumed.clear()
+
+    def _check_leave(self) -> None:
+        """BodyError while the robot was stopped and nobody has said that it may go on."""
+        if self._resumed is None or not self._stopped:
+            return
+        if not self._resumed.is_set():
+            raise BodyError(f"{self._stopped}; type {RESUME} once it is safe to go on")
+        logger.info("[CLIENT] released: %s", self._stopped)
+        self._stopped, self._failing_since = "", None
+
     def _used(self, call: Callable[[], T]) -> T:
         self._check()
         return call()
@@ -115,7 +160,7 @@ class KeptBody:
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
-        if now - self._failing_since < self._lost_after_s:
+        if now - self._failing_since < self._lost_after_s or self._stopped:
             return
         self._why = str(error)
         logger.warning("[CLIENT] the robot is lost: %s; connecting to it again", error)
@@ -129,6 +174,9 @@ class KeptBody:
             try:
                 self._body.open()
             except BodyError as error:
+                if isinstance(error, BodyFault) and self._resumed is not None:
+                    self._stop(error)  # it is tried again once there is leave
+                    return
                 delay_s = self._backoff.failed()
                 logger.warning("[CLIENT] the robot: %s; next try in %.2g s", error, delay_s)
                 self._leaving.wait(delay_s)

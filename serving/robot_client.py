@@ -19,13 +19,14 @@ if __package__ in (None, ""):
 from common.clock import Ticker
 from common.priority import fast_loop_first, this_process_first
 from common.program import OptionError, run
+from common.typed import typed_lines
 from serving import bodies
 from serving.body import Body, BodyError
 from serving.client_arguments import arguments
 from serving.client_options import ClientOptions
 from serving.client_status import ClientStatus, write_summary
 from serving.control_loop import ControlLoop
-from serving.kept_body import KeptBody
+from serving.kept_body import RESUME, KeptBody
 from serving.queue_plot import QueueHistory
 from serving.split import FastHalfHere
 from serving.supervisor import Connection
@@ -40,8 +41,9 @@ def run_client(robot: dict[str, Any], options: ClientOptions, stop: threading.Ev
 
     The server comes first: a robot is not even connected to before there is a policy to move it.
     """
+    resumed = threading.Event() if options.latch_stops else None
     try:
-        body: Body = KeptBody(bodies.make(robot, options.fps))
+        body: Body = KeptBody(bodies.make(robot, options.fps), resumed=resumed)
     except BodyError as error:
         raise OptionError(str(error)) from None
     instructions = options.instructions(body.state_names, dict(body.cameras))
@@ -54,10 +56,23 @@ def run_client(robot: dict[str, Any], options: ClientOptions, stop: threading.Ev
             return
         logger.info("[CLIENT] the policy is ready; connecting to the robot")
         with _opened(body):
+            if resumed is not None:
+                listener = threading.Thread(target=_listen, args=(stop, resumed), daemon=True)
+                listener.start()
             connection.start()
             _drive(body, here, connection, options, stop)
     finally:
         connection.close()
+
+
+def _listen(stop: threading.Event, resumed: threading.Event) -> None:
+    """Set `resumed` whenever it is typed, until `stop`."""
+    for line in typed_lines(stop):
+        if line.strip() == RESUME.encode():
+            resumed.set()
+        elif line.strip():
+            said = line.decode("utf-8", "replace").strip()
+            logger.warning("not understood: %.60r; `%s` ends a stop", said, RESUME)
 
 
 @contextlib.contextmanager

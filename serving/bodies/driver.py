@@ -19,12 +19,12 @@ from common.step_limiter import StepLimiter
 from senders import cameras as camera_table
 from senders import registry, robots
 from senders import sensors as sensor_table
-from senders.drivers import CameraDriver, DriverError, RobotDriver, RobotReading
+from senders.drivers import CameraDriver, DriverError, RobotDriver, RobotFault, RobotReading
 from senders.limits import MotionLimits
 from serving.bodies.cameras import Cameras, DriverSource
 from serving.bodies.options import a_map, as_texts, filled, number
 from serving.bodies.sensor import SensorWatch
-from serving.body import BodyError, BodyState, Seen
+from serving.body import BodyError, BodyFault, BodyState, Seen
 from serving.messages import MAX_CAMERAS, MAX_PICTURE_SIDE, MAX_WINDOW
 
 __all__ = ["ArmBody", "DriverBody", "DriverOptions"]
@@ -167,6 +167,8 @@ class ArmBody:
     def _ask(self, call: Callable[[], T]) -> T:
         try:
             return call()
+        except RobotFault as fault:
+            raise BodyFault(str(fault)) from None
         except DriverError as error:
             raise BodyError(str(error)) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import IO
 import pytest
 
 from common.typed import LONGEST_BYTES, typed_lines
-from tests.support import wait_until
+from tests.support import ROOT, wait_until
 
 
 @pytest.fixture
@@ -84,3 +85,55 @@ def test_a_terminal_that_goes_away_is_the_end(monkeypatch: pytest.MonkeyPatch) -
         os.close(screen)
         wait_until(heard.ended, "the end")
     assert heard.lines == [b"note hello"]
+
+
+# A shell with a program behind it (`program &`), which it then brings to the front (`fg`).
+SHELL = """
+import fcntl, os, signal, subprocess, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+program = "import sys, threading\\nfrom common.typed import typed_lines\\n"
+program += "print('ready', flush=True)\\n"
+program += "for line in typed_lines(threading.Event()): print('heard', line, flush=True)"
+behind = subprocess.Popen([sys.executable, "-c", program], process_group=0, stdout=subprocess.PIPE)
+behind.stdout.readline()
+print("behind", flush=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+until, stopped = time.monotonic() + 1.0, 0
+while not stopped and time.monotonic() < until:
+    stopped, _ = os.waitpid(behind.pid, os.WNOHANG | os.WUNTRACED)
+    time.sleep(0.02)
+print("suspended" if stopped else "still running", flush=True)
+sys.stdin.readline()
+os.tcsetpgrp(0, behind.pid)
+print("in front", flush=True)
+print(behind.stdout.readline().decode().strip(), flush=True)
+behind.kill()
+"""
+
+
+def test_a_program_behind_another_leaves_the_terminal_alone() -> None:
+    screen, terminal = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", SHELL],
+        stdin=terminal, stdout=terminal, stderr=terminal, cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(screen, 4096)
+            assert b"suspended" not in shown
+
+    try:
+        wait_for(b"behind")
+        os.write(screen, b"for the shell\n")
+        wait_for(b"still running")
+        wait_for(b"in front")
+        os.write(screen, b"resume\n")
+        wait_for(b"heard b'resume'")
+    finally:
+        child.kill()
+        child.wait()
+        os.close(screen)

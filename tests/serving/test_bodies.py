@@ -26,7 +26,7 @@ from serving.bodies.cameras import Cameras, DriverSource
 from serving.bodies.driver import ArmBody
 from serving.bodies.sensor import SensorWatch
 from serving.bodies.simulated import SimulatedBody
-from serving.body import Body, BodyError
+from serving.body import Body, BodyError, BodyFault
 from tests.support import wait_until
 
 
@@ -485,13 +485,14 @@ def test_what_the_robot_refuses_is_a_body_error() -> None:
     camera.gives = Frame(0.0, image=GREY)
     arm = arm_body(camera, driver=robot)
     robot.fault = {"open": RobotFault("error", "emergency stop")}
-    with pytest.raises(BodyError, match="emergency stop"):
+    with pytest.raises(BodyFault, match="emergency stop"):
         arm.open()
     assert camera.closed == camera.opened == 1
     robot.fault = {"move": DriverError("refused")}
     arm.open()
-    with pytest.raises(BodyError, match="refused"):
+    with pytest.raises(BodyError, match="refused") as refused:
         arm.move(np.zeros(6))
+    assert not isinstance(refused.value, BodyFault)
     robot.asked.clear()
     for bad in (np.zeros(7), np.full(6, np.inf)):
         with pytest.raises(BodyError, match="not a target"):

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from serving.body import BodyError
+from serving.body import BodyError, BodyFault, BodyState
 from serving.kept_body import KeptBody
 from tests.serving.test_control_loop import FakeBody
 from tests.support import wait_until
@@ -21,14 +21,22 @@ class Flaky(FakeBody):
         self.opened = self.closed = 0
         self.may_open = threading.Event()
         self.open_fails = 0
+        self.fault = ""
 
     def open(self) -> None:
         if self.open_fails:
             self.open_fails -= 1
             raise BodyError("no answer")
         assert self.may_open.wait(30)
+        if self.fault:
+            raise BodyFault(self.fault)
         self.opened += 1
         self.read_fails = ""
+
+    def read(self) -> BodyState:
+        if self.fault:
+            raise BodyFault(self.fault)
+        return super().read()
 
     def close(self) -> None:
         self.closed += 1
@@ -100,6 +108,102 @@ def test_a_robot_that_opens_too_late_is_closed_again(
     wait_until(lambda: not _opening(kept), "the opening to end")
     assert robot.opened == 2
     assert robot.closed == closed + 1
+
+
+def test_a_robot_that_was_stopped_waits_for_leave(robot: Flaky) -> None:
+    resumed = threading.Event()
+    resumed.set()  # said of something before
+    kept = KeptBody(robot, lost_after_s=0.0, resumed=resumed)
+    kept.open()
+    robot.fault = "emergency stop"
+    with pytest.raises(BodyError, match=r"^emergency stop$"):
+        kept.read()
+    robot.fault = ""  # the button is out again
+    for call in (kept.read, lambda: kept.move(np.zeros(3)), kept.read):
+        with pytest.raises(BodyError, match="emergency stop; type resume once it is safe"):
+            call()
+    assert not robot.moves
+    assert (robot.opened, robot.closed) == (1, 0)  # nor is it switched on again
+    kept.hold()  # what is safe is done
+    assert robot.holds == 1
+    resumed.set()
+    assert kept.read().values.shape == (3,)
+    kept.move(np.ones(3))
+    # The same leave is none for the next stop.
+    robot.fault = "emergency stop"
+    for _ in range(2):
+        with pytest.raises(BodyError):
+            kept.read()
+    robot.fault = ""
+    with pytest.raises(BodyError, match="type resume"):
+        kept.read()
+
+
+def test_leave_that_is_given_too_early_does_not_help(robot: Flaky) -> None:
+    resumed = threading.Event()
+    kept = KeptBody(robot, lost_after_s=0.0, resumed=resumed)
+    kept.open()
+    robot.fault = "emergency stop"
+    with pytest.raises(BodyFault):
+        kept.read()
+    resumed.set()
+    with pytest.raises(BodyFault, match=r"^emergency stop$"):  # asked again: it still is
+        kept.read()
+    robot.fault = ""
+    with pytest.raises(BodyError, match="type resume"):
+        kept.read()
+
+
+def test_a_robot_that_comes_back_stopped_waits_for_leave(robot: Flaky) -> None:
+    resumed = threading.Event()
+    kept = KeptBody(robot, lost_after_s=0.0, resumed=resumed)
+    kept.open()
+    robot.may_open.clear()
+    robot.read_fails, robot.fault = "unplugged", ""
+    with pytest.raises(BodyError, match="unplugged"):
+        kept.read()
+    robot.fault = "in error"
+    robot.may_open.set()
+    wait_until(lambda: not _opening(kept), "the attempt to end")
+    with pytest.raises(BodyError, match="in error; type resume"):
+        kept.read()
+    robot.fault = ""
+    resumed.set()
+    with pytest.raises(BodyError, match="unplugged"):
+        kept.read()  # and is opened again
+    wait_until(lambda: robot.opened == 2 and not _opening(kept), "the robot to be open")
+    assert kept.read().values.shape == (3,)
+
+
+@pytest.mark.parametrize("fails", ["read", "move"])
+def test_a_fault_in_either_call_is_a_stop(robot: Flaky, fails: str) -> None:
+    kept = KeptBody(robot, lost_after_s=1e9, resumed=threading.Event())
+    kept.open()
+    if fails == "move":
+
+        def refuse(_: np.ndarray) -> None:
+            raise BodyFault("in error")
+
+        robot.move = refuse  # type: ignore[method-assign]
+        with pytest.raises(BodyFault):
+            kept.move(np.zeros(3))
+    else:
+        robot.fault = "in error"
+        with pytest.raises(BodyFault):
+            kept.read()
+        robot.fault = ""
+    with pytest.raises(BodyError, match="type resume"):
+        kept.read()
+
+
+def test_without_a_latch_a_robot_goes_on_when_it_can(robot: Flaky) -> None:
+    kept = KeptBody(robot, lost_after_s=1e9)
+    kept.open()
+    robot.fault = "emergency stop"
+    with pytest.raises(BodyFault):
+        kept.read()
+    robot.fault = ""
+    assert kept.read().values.shape == (3,)
 
 
 def _opening(kept: KeptBody) -> bool:

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from serving.client_status import ClientStatus
 from serving.control_values import LoopOptions
 from serving.messages import Instructions
 from serving.queue_plot import QueueHistory
-from serving.robot_client import _opened
+from serving.robot_client import _listen, _opened
 from serving.supervisor import Connection, ConnectionOptions
 from tests.serving.test_control_loop import FPS, World
 from tests.serving.test_supervisor import FakeLink
@@ -404,3 +405,16 @@ def test_a_policy_that_fails_holds_and_says_so(program: Program, where: Addresse
     child.wait_for(r"Status Summary .* on hold: server")
     assert child.stop() == 0, child.text
     assert re.search(r"0 of \d+ steps moved", child.text)
+
+
+def test_only_the_word_resume_ends_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    resumed, seen = threading.Event(), []
+
+    def typed(_: threading.Event) -> Iterator[bytes]:
+        for line in (b"", b"res", b"resume now", b"task resume", b" resume \r"):
+            yield line
+            seen.append(resumed.is_set())
+
+    monkeypatch.setattr("serving.robot_client.typed_lines", typed)
+    _listen(threading.Event(), resumed)
+    assert seen == [False, False, False, False, True]
