@@ -148,8 +148,11 @@ class KeptBody:
             return
         if not self._resumed.is_set():
             raise BodyError(f"{self._stopped}; type {RESUME} once it is safe to go on")
-        logger.info("[CLIENT] released: %s", self._stopped)
-        self._stopped, self._failing_since = "", None
+        logger.info("[CLIENT] released: %s; connecting to the robot again", self._stopped)
+        # A driver whose device was stopped is of no use before it was opened anew.
+        self._why, self._stopped = self._stopped, ""
+        self._begin_opening()
+        raise BodyError(f"{self._why}; connecting to it again")
 
     def _used(self, call: Callable[[], T]) -> T:
         self._check()
@@ -164,6 +167,9 @@ class KeptBody:
             return
         self._why = str(error)
         logger.warning("[CLIENT] the robot is lost: %s; connecting to it again", error)
+        self._begin_opening()
+
+    def _begin_opening(self) -> None:
         self._opening = threading.Thread(target=self._open_again, name="reopen", daemon=True)
         self._opening.start()
 

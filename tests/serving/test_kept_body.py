@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import numpy as np
@@ -127,7 +128,8 @@ def test_a_robot_that_was_stopped_waits_for_leave(robot: Flaky) -> None:
     kept.hold()  # what is safe is done
     assert robot.holds == 1
     resumed.set()
-    assert kept.read().values.shape == (3,)
+    back(kept)
+    assert (robot.opened, robot.closed) == (2, 1)
     kept.move(np.ones(3))
     # The same leave is none for the next stop.
     robot.fault = "emergency stop"
@@ -147,11 +149,16 @@ def test_leave_that_is_given_too_early_does_not_help(robot: Flaky) -> None:
     with pytest.raises(BodyFault):
         kept.read()
     resumed.set()
-    with pytest.raises(BodyFault, match=r"^emergency stop$"):  # asked again: it still is
+    with contextlib.suppress(BodyError):  # it is tried, and is still stopped
         kept.read()
+    wait_until(lambda: not _opening(kept), "the attempt to end")
     robot.fault = ""
-    with pytest.raises(BodyError, match="type resume"):
-        kept.read()
+    for _ in range(3):
+        with pytest.raises(BodyError, match="type resume"):
+            kept.read()
+    assert (robot.opened, robot.closed) == (1, 1)
+    resumed.set()
+    back(kept)
 
 
 def test_a_robot_that_comes_back_stopped_waits_for_leave(robot: Flaky) -> None:
@@ -169,10 +176,8 @@ def test_a_robot_that_comes_back_stopped_waits_for_leave(robot: Flaky) -> None:
         kept.read()
     robot.fault = ""
     resumed.set()
-    with pytest.raises(BodyError, match="unplugged"):
-        kept.read()  # and is opened again
-    wait_until(lambda: robot.opened == 2 and not _opening(kept), "the robot to be open")
-    assert kept.read().values.shape == (3,)
+    back(kept)
+    assert robot.opened == 2
 
 
 @pytest.mark.parametrize("fails", ["read", "move"])
@@ -204,6 +209,17 @@ def test_without_a_latch_a_robot_goes_on_when_it_can(robot: Flaky) -> None:
         kept.read()
     robot.fault = ""
     assert kept.read().values.shape == (3,)
+
+
+def back(kept: KeptBody) -> None:
+    """Wait for the robot to be there again."""
+
+    def reads() -> bool:
+        with contextlib.suppress(BodyError):
+            return kept.read().values.shape == (3,)
+        return False
+
+    wait_until(reads, "the robot to be read again")
 
 
 def _opening(kept: KeptBody) -> bool:
