@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from common.stopping import die_with_parent
 from policies.base import DualRatePolicy, PolicyError, PolicySpec
 from receiver.loading import PolicyOptions, load
 from scripts.closed_loop.episode import EpisodeResult, run_episode
@@ -135,6 +136,7 @@ def _begin(options: WorkerOptions) -> None:
     global _options  # noqa: PLW0603  a worker's own, set once
     # The one who started them decides when they end, also after a Ctrl+C that reached all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)  # however it ends: a worker holds nothing that could be lost
     os.environ["OMP_NUM_THREADS"] = "1"
     # Holds are what is studied: they are counted, not said.
     for noisy in ("serving", "senders"):
