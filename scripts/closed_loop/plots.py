@@ -52,6 +52,7 @@ def plot_error(points: Sequence[Point], title: str, path: Path) -> None:
         ha="right",
         fontsize=10,
         color="#2ca02c",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
     )
     axes.set_ylim(bottom=0.0)
     axes.set_ylabel("RMS error of tip to surface in the\nlast 3 s, mm: median, 95 % interval")
