@@ -17,6 +17,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.heap import keep_freed_memory
 from common.priority import slow_half_behind
 from common.wire import MalformedMessage
 from policies.base import DualRatePolicy, PolicyError
@@ -29,6 +30,7 @@ def main() -> int:
     """Load the policy that the first message names, then answer until the receiver is gone."""
     # The receiver decides when this ends, also after a Ctrl+C that reached both.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     slow_half_behind()
     connection = Connection(int(sys.argv[1]))
     try:

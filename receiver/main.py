@@ -17,6 +17,7 @@ if __package__ in (None, ""):
 from rich.live import Live
 
 from common import cli
+from common.heap import keep_freed_memory
 from common.priority import this_process_first
 from common.stopping import stopping
 from policies.base import ActingPolicy, PolicyError, PolicySpec
@@ -54,6 +55,7 @@ _TICK_S = 0.1
 def main() -> int:
     """Parse, build, run, stop; the exit code."""
     options = cli.parse(ReceiverOptions)
+    keep_freed_memory()
     folders = _folders(options)
     policy, encoder = _policy(options)
     live = sys.stdout.isatty() and not options.plain

@@ -26,6 +26,7 @@ import numpy as np
 
 from common import cli, endpoints, wire
 from common.clock import Ticker
+from common.heap import keep_freed_memory
 from common.ring import SampleRing
 from scripts.bench_ingest_plot import Figures, plot
 from scripts.bench_ingest_sides import SAMPLE, Ours, Side, Theirs
@@ -226,7 +227,9 @@ def _load(options: IngestOptions, *more: str) -> Iterator[None]:
 def main() -> int:
     """Measure, print, draw; the exit code."""
     options = cli.parse(IngestOptions)
-    sys.setswitchinterval(0.0005)  # as in the receiver
+    # Both as in the receiver, and for both sides.
+    sys.setswitchinterval(0.0005)
+    keep_freed_memory()
     gc.collect()
     gc.freeze()
     parsed, parsing_s = parsing()

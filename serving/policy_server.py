@@ -24,9 +24,9 @@ if __package__ in (None, ""):
 
 import zmq
 
+from common.heap import keep_freed_memory
 from common.program import Every, OptionError, run
 from serving.engine import Engine
-from serving.heap import keep_freed_memory
 from serving.messages import Instructions, ServingError
 from serving.server_options import ServerOptions
 from serving.transports.refusals import Refusals

@@ -11,7 +11,7 @@ from tests.support import ROOT
 
 ROUNDS = """
 import resource, sys
-from serving.heap import keep_freed_memory
+from common.heap import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit("this system cannot")
 def message():
