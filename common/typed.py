@@ -8,10 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["LONGEST_BYTES", "typed_lines"]
+__all__ = ["LONGEST_BYTES", "RESUME", "typed_lines"]
 
 LONGEST_BYTES = 16_384
 """What is kept of a line; a person types less, and a program's output by mistake fills nothing."""
+
+RESUME = "resume"
+"""What is typed, into whichever program moves the robot, once it may go on after a stop."""
 
 _POLL_S = 0.25
 _READ_BYTES = 4096

@@ -12,6 +12,7 @@ from policies.base import PolicySpec
 from receiver.episodes import Episode
 from receiver.features import FeatureUpdate
 from receiver.inputs import bind_or_fail
+from receiver.latch import REASONS
 from receiver.observation import Observation
 from receiver.options import Limits, StaleAfter
 
@@ -29,11 +30,6 @@ def is_ready(observation: Observation, spec: PolicySpec, robot_required: bool) -
 
 _STATUS_LASTS_S = 3.0
 """A condition is repeated every second; without that it says nothing of now."""
-_CONDITIONS = {
-    "lost": "robot lost",
-    "error": "robot error",
-    "emergency_stop": "robot emergency stop",
-}
 
 
 class Guard:
@@ -68,10 +64,9 @@ class Guard:
     def _robot(self, seen: Observation) -> str:
         # What the robot's side knows is said before what its silence shows.
         said = seen.robot_status
-        if said is not None and seen.at - said.arrived_at <= _STATUS_LASTS_S:
-            condition = _CONDITIONS.get(said.status.condition)
-            if condition:
-                return condition
+        recent = said is not None and seen.at - said.arrived_at <= _STATUS_LASTS_S
+        if said is not None and recent and said.status.condition != "ok":
+            return REASONS[said.status.condition]
         limit_s = self._stale_after.robot_s
         # A robot that is not needed may be absent; one that was there and falls silent may not.
         if seen.robot is None and not self._robot_required:
@@ -103,7 +98,7 @@ class Guard:
             return "sensor window not half full"
         # Whatever the policy makes of it, force is a reason to hold wherever it is measured.
         too_much = seen.force_peak_n is None or seen.force_peak_n > self._limits.force_n
-        return "force above its limit" if too_much else ""
+        return REASONS["force"] if too_much else ""
 
     def _features(
         self, seen: Observation, update: FeatureUpdate | None, episode: Episode | None

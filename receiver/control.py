@@ -1,4 +1,4 @@
-"""Lines typed while the receiver runs: `task TEXT`, `note TEXT`, `record on`, `resume`."""
+"""Lines typed while the receiver runs: `task TEXT`, `note TEXT`, `record on|off`, `resume`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.typed import typed_lines
-from receiver.latch import AGAIN
+from common.typed import RESUME, typed_lines
 from receiver.threads import Latest
 
 __all__ = ["Heard", "listen"]
@@ -54,12 +53,12 @@ def _obey(line: str, heard: Heard) -> None:
         return
     if word == "record" and text in ("on", "off"):
         (heard.recorder.start if text == "on" else heard.recorder.stop)()
-    elif word == AGAIN and not text:
-        heard.resumed.put(AGAIN)
+    elif word == RESUME and not text:
+        heard.resumed.put(RESUME)
     elif word not in ("task", "note") or not text:
         known = "`task TEXT` changes the instruction, `note TEXT` is shown and logged, "
         known += "`record on` and `record off` switch the recording, "
-        known += f"`{AGAIN}` releases a latched hold"
+        known += f"`{RESUME}` releases a latched hold"
         logger.warning("not understood: %.60r; %s", line.strip(), known)
     elif len(text) > _LONGEST:
         logger.warning("a line of over %d characters is refused", _LONGEST)

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Collection
 from typing import Literal, TypeAlias
 
+from common.typed import RESUME
 from receiver.threads import Latest
 
-__all__ = ["AGAIN", "Latch", "LatchedHold"]
+__all__ = ["REASONS", "Latch", "LatchedHold"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +22,7 @@ REASONS: dict[LatchedHold, str] = {
     "lost": "robot lost",
     "force": "force above its limit",
 }
-"""The same as the guard says it."""
-
-AGAIN = "resume"
-"""What a person types once it is safe to go on."""
+"""How the guard says it."""
 
 
 class Latch:
@@ -59,4 +57,4 @@ class Latch:
             self._latched = ""
         if now or not self._latched:
             return now
-        return f"waiting for {AGAIN} after {self._latched}"
+        return f"waiting for {RESUME} after {self._latched}"

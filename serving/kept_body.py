@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from common.program import Backoff
 from common.step_limiter import StepLimiter
+from common.typed import RESUME
 from serving.body import Body, BodyError, BodyFault, BodyState, Seen
 
-__all__ = ["RESUME", "KeptBody"]
+__all__ = ["KeptBody"]
 
 logger = logging.getLogger("serving.body")
 
@@ -26,9 +27,6 @@ _LOST_AFTER_S = 1.0
 """A robot that cannot be read for so long is let go of and connected to again: a single lost packet
 on a servo bus is no reason for that."""
 _CLOSED_IN_S = 10.0
-
-RESUME = "resume"
-"""What a person types once it is safe for a robot to go on that was stopped."""
 
 
 class KeptBody:

@@ -19,14 +19,14 @@ if __package__ in (None, ""):
 from common.clock import Ticker
 from common.priority import fast_loop_first, this_process_first
 from common.program import OptionError, run
-from common.typed import typed_lines
+from common.typed import RESUME, typed_lines
 from serving import bodies
 from serving.body import Body, BodyError
 from serving.client_arguments import arguments
 from serving.client_options import ClientOptions
 from serving.client_status import ClientStatus, write_summary
 from serving.control_loop import ControlLoop
-from serving.kept_body import RESUME, KeptBody
+from serving.kept_body import KeptBody
 from serving.queue_plot import QueueHistory
 from serving.split import FastHalfHere
 from serving.supervisor import Connection

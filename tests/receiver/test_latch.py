@@ -57,14 +57,6 @@ def test_a_word_said_before_is_no_leave_for_later() -> None:
     assert latched.reason("") == WAITING
 
 
-def test_a_word_said_before_the_receiver_looked_is_none() -> None:
-    resumed: Latest[str] = Latest()
-    resumed.put("resume")
-    latched = Latch(("emergency_stop",), resumed)
-    latched.reason(STOP)
-    assert latched.reason("") == WAITING
-
-
 def test_what_else_is_wrong_is_said_first_and_releases_nothing() -> None:
     latched, resumed = latch("emergency_stop", "error")
     latched.reason(STOP)

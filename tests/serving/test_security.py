@@ -20,8 +20,10 @@ from serving.packed import Note, encode
 from serving.transports.grpc_link import GrpcLink
 from serving.transports.grpc_server import GrpcServer
 from serving.transports.security import (
+    ZAP_ADDRESS,
     AuthError,
     ClientKeys,
+    Door,
     ServerKeys,
     Tls,
     bearer_matches,
@@ -228,6 +230,29 @@ def test_curve_keys(engine: Engine, tmp_path: Path) -> None:
     assert second.name == "robot2"
     works_in_the_end(where, ClientKeys.load(second))
     server.close()
+
+
+@needs_curve
+def test_a_refusal_is_counted_before_the_client_hears_of_it(tmp_path: Path) -> None:
+    server_folder, _ = make_keys(tmp_path / "keys")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    counted: list[tuple[str, int]] = []
+    door = Door(
+        context,
+        ServerKeys.load(server_folder),
+        lambda who: counted.append((who, asker.poll(50))),
+    )
+    asker = context.socket(zmq.REQ)
+    try:
+        asker.connect(ZAP_ADDRESS)
+        key = b"k" * 32
+        asker.send_multipart([b"1.0", b"1", b"dualrate", b"10.0.0.9", b"", b"CURVE", key])
+        door.answer(0.0)
+        assert counted == [("10.0.0.9", 0)]  # nothing had been said by then
+        assert asker.recv_multipart()[2] == b"400"
+    finally:
+        door.close()
+        context.destroy(0)
 
 
 def works_in_the_end(where: str, keys: ClientKeys) -> None:
