@@ -7,11 +7,11 @@ import zmq
 
 from common import endpoints, wire
 from common.clock import now
-from common.wire import Action
+from common.wire import Action, RobotCondition
 from policies.base import PolicySpec
 from receiver.episodes import Episode
 from receiver.features import FeatureUpdate
-from receiver.inputs import bind_or_fail
+from receiver.inputs import StoredStatus, bind_or_fail
 from receiver.latch import REASONS
 from receiver.observation import Observation
 from receiver.options import Limits, StaleAfter
@@ -43,14 +43,21 @@ class Guard:
         self._stale_after = stale_after
         self._limits = limits
         self._robot_required = robot_required
+        self._answered: dict[RobotCondition, StoredStatus] | None = None
 
     def reason(
         self, seen: Observation, update: FeatureUpdate | None, episode: Episode | None
     ) -> str:
-        """Why to hold now, empty when all is well; a reason holds no figures, to be counted by."""
-        # Silence of the robot is said before the end of the episode: it is the graver of the two.
+        """Why to hold now, empty when all is well; a reason holds no figures, to be counted by.
+
+        Asked once a tick: a trouble of the robot that came and went since then is the reason of one
+        tick, so that it can be latched. What was over before the first tick is not looked at.
+        """
+        # What the robot's side knows is said before what its silence shows, and that before the end
+        # of the episode: it is the graver of the two.
         return (
-            self._robot(seen)
+            self._condition(seen)
+            or self._robot(seen)
             or ("episode ended" if episode is not None and not episode.active else "")
             or self._views(seen)
             or self._sensor(seen)
@@ -61,12 +68,26 @@ class Guard:
         """Whether what was seen is too old by `at` to act on, as after an inference that hung."""
         return at - seen.at > min(self._stale_after.robot_s, self._stale_after.sensor_s)
 
-    def _robot(self, seen: Observation) -> str:
-        # What the robot's side knows is said before what its silence shows.
+    def _condition(self, seen: Observation) -> str:
+        """What the robot's side says of it: now, or since the tick before if that is over."""
+        if self._answered is None:
+            self._answered = dict(seen.robot_troubles)
         said = seen.robot_status
-        recent = said is not None and seen.at - said.arrived_at <= _STATUS_LASTS_S
-        if said is not None and recent and said.status.condition != "ok":
+        if (
+            said is not None
+            and said.status.condition != "ok"
+            and seen.at - said.arrived_at <= _STATUS_LASTS_S
+        ):
+            self._answered[said.status.condition] = said
             return REASONS[said.status.condition]
+        # One a tick, so that none of several stays without its own.
+        for condition, trouble in seen.robot_troubles.items():
+            if condition != "ok" and self._answered.get(condition) is not trouble:
+                self._answered[condition] = trouble
+                return REASONS[condition]
+        return ""
+
+    def _robot(self, seen: Observation) -> str:
         limit_s = self._stale_after.robot_s
         # A robot that is not needed may be absent; one that was there and falls silent may not.
         if seen.robot is None and not self._robot_required:

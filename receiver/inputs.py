@@ -13,7 +13,14 @@ import zmq
 from common import endpoints, wire
 from common.clock import RateMeter, now
 from common.counters import MalformedCounters
-from common.wire import Buffer, CameraFrame, MalformedMessage, RobotState, RobotStatus
+from common.wire import (
+    Buffer,
+    CameraFrame,
+    MalformedMessage,
+    RobotCondition,
+    RobotState,
+    RobotStatus,
+)
 from receiver.episodes import Episodes
 from receiver.history import History
 from receiver.sender_clock import SenderClock
@@ -225,6 +232,8 @@ class RobotInput(_ZmqInput):
         self._episodes, self._taps = episodes, taps
         self.newest: History[StoredState] = History(_STATES_KEPT, lambda stored: stored.sampled_at)
         self.status: Latest[StoredStatus] = Latest()
+        # By condition, replaced as a whole: what passes between two ticks must not go unseen.
+        self.troubles: Mapping[RobotCondition, StoredStatus] = {}
         self.clock = SenderClock("robot")
         self.meter = RateMeter()
         self.reordered = 0
@@ -259,4 +268,6 @@ class RobotInput(_ZmqInput):
                 logger.warning("[ROBOT] %s%s", status.condition, detail)
             elif before is not None:
                 logger.info("[ROBOT] ok again")
+        if status.condition != "ok":
+            self.troubles = {**self.troubles, status.condition: said}
         self.status.put(said)

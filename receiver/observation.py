@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.clock import now
-from common.wire import RobotState
+from common.wire import RobotCondition, RobotState
 from receiver.inputs import (
     CameraInput,
     RobotInput,
@@ -47,6 +47,7 @@ class Observation:
         robot: the robot's state at the instant: between the two states around it, or the newest
             where there is none after it.
         robot_status: what the robot's side last said of it, if it ever did.
+        robot_troubles: when it last said each condition but "ok", whether or not that is over.
     """
 
     at: float
@@ -57,6 +58,7 @@ class Observation:
     force_peak_n: float | None
     robot: StoredState | None
     robot_status: StoredStatus | None = None
+    robot_troubles: Mapping[RobotCondition, StoredStatus] = field(default_factory=dict)
 
     @property
     def ages_s(self) -> dict[str, float]:
@@ -135,6 +137,7 @@ class Observer:
             force_peak_n=self._force_peak_n(rows[:known]),
             robot=self._robot(at),
             robot_status=self.robot.status.get(),
+            robot_troubles=self.robot.troubles,
         )
 
     def _sensor_at(self, stamps: NDArray[np.float64], arrived_at: float | None) -> float | None:

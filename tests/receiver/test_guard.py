@@ -99,6 +99,36 @@ def test_what_the_robots_side_says_of_it(condition: RobotCondition, reason: str)
     assert guard().reason(replace(SEEN, robot_status=old), UPDATE, EPISODE) == ""
 
 
+def test_a_trouble_that_passed_between_two_ticks_is_the_reason_of_one() -> None:
+    judge = guard()
+
+    def reason(*said: RobotCondition, at: float) -> str:
+        """A tick that finds this said last, and before that what `troubles` has gathered."""
+        for condition in said:
+            status = StoredStatus(RobotStatus(condition, at, ""), at)
+            if condition != "ok":
+                troubles[condition] = status
+        seen = replace(SEEN, robot_status=status, robot_troubles=dict(troubles))
+        return judge.reason(seen, UPDATE, EPISODE)
+
+    troubles: dict[RobotCondition, StoredStatus] = {}
+    # What was over before the first tick is not looked at.
+    assert reason("error", "ok", at=NOW - 1.0) == ""
+    assert reason("emergency_stop", "ok", at=NOW - 0.9) == "robot emergency stop"
+    assert reason("ok", at=NOW - 0.8) == ""
+    assert reason("emergency_stop", "ok", at=NOW - 0.7) == "robot emergency stop"
+    # What lasts is not said once more when it is over,
+    assert reason("emergency_stop", at=NOW - 0.6) == "robot emergency stop"
+    assert reason("ok", at=NOW - 0.5) == ""
+    # and of several each has a tick of its own, whatever lasts meanwhile.
+    assert reason("error", "emergency_stop", "lost", at=NOW - 0.4) == "robot lost"
+    assert {reason("ok", at=NOW - 0.3), reason("ok", at=NOW - 0.3)} == {
+        "robot error",
+        "robot emergency stop",
+    }
+    assert reason("ok", at=NOW - 0.2) == ""
+
+
 def test_reasons_in_features_and_episode() -> None:
     assert guard().reason(SEEN, None, EPISODE) == "no features yet"
     assert (

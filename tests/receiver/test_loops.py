@@ -60,6 +60,15 @@ def test_a_robot_in_error_holds_at_once_though_its_states_go_on(rig: Rig) -> Non
     assert "[HOLD] released: robot emergency stop" in " ".join(rig.console.recent)
 
 
+def test_a_stop_taken_back_within_a_tick_is_latched_all_the_same(rig: Rig) -> None:
+    rig.wait_for_motion()
+    rig.say("emergency_stop")
+    rig.say("ok")
+    rig.wait_for_hold("waiting for resume after robot emergency stop")
+    rig.run.resumed.put("resume")
+    rig.wait_for_motion()
+
+
 def test_a_latched_hold_outlasts_the_episode(rig: Rig) -> None:
     rig.wait_for_motion()
     rig.say("error")
