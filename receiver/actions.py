@@ -20,7 +20,7 @@ from receiver.commands import ActionPublisher, Guard, is_ready
 from receiver.episodes import Episodes
 from receiver.features import FeatureUpdate
 from receiver.histogram import Histogram
-from receiver.latch import Latch
+from receiver.latch import REASONS, Latch
 from receiver.limits import Limited, NoState, limit_rows
 from receiver.observation import Observation, Observer
 from receiver.options import Limits
@@ -149,13 +149,16 @@ class ActionLoop:
             self._say_misses_at = tick.deadline + 1.0
 
     def _wait_for_inputs(self, seen: Observation, update: FeatureUpdate | None) -> None:
+        # Not connected yet: every robot sender begins so. A stop that is on already is latched.
+        troubles = [trouble for trouble in self._guard.troubles(seen) if trouble != "lost"]
+        reason = self._latch.reason(REASONS[troubles[0]] if troubles else "", troubles)
         if update is not None and is_ready(seen, self._policy.spec, self._robot_required):
             # The tick that finds everything there is not yet an action: the first one after it
             # begins on its deadline like all others.
             self.started_at = now()
             self.started.set()
         else:
-            self._publish_hold("starting", update)
+            self._publish_hold(reason or "starting", update)
 
     def _tick(self, tick: Tick, seen: Observation, update: FeatureUpdate | None) -> None:
         if not self._robot_required and self._episodes.current is None:
@@ -166,7 +169,9 @@ class ActionLoop:
             self._episode_at = episode.started_at
         # Where there is no robot nothing marks an episode: any features will do.
         marked = self._robot_required or seen.robot is not None
-        reason = self._latch.reason(self._guard.reason(seen, update, episode if marked else None))
+        troubles = self._guard.troubles(seen)
+        found = self._guard.reason(seen, update, episode if marked else None, troubles)
+        reason = self._latch.reason(found, troubles)
         if reason or update is None:
             self._hold(reason or "no features yet", update)
             return

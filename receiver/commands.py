@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import zmq
 
@@ -12,7 +14,7 @@ from policies.base import PolicySpec
 from receiver.episodes import Episode
 from receiver.features import FeatureUpdate
 from receiver.inputs import StoredStatus, bind_or_fail
-from receiver.latch import REASONS
+from receiver.latch import REASONS, LatchedHold
 from receiver.observation import Observation
 from receiver.options import Limits, StaleAfter
 
@@ -43,49 +45,54 @@ class Guard:
         self._stale_after = stale_after
         self._limits = limits
         self._robot_required = robot_required
-        self._answered: dict[RobotCondition, StoredStatus] | None = None
+        self._answered: dict[RobotCondition, StoredStatus] = {}
+
+    def troubles(self, seen: Observation) -> tuple[LatchedHold, ...]:
+        """What holds now that can be latched; ask once a tick, from the first on.
+
+        A condition of the robot that came and went since the tick before is among them.
+        """
+        found: list[LatchedHold] = []
+        for condition, said in seen.robot_troubles.items():
+            if condition != "ok" and self._answered.get(condition) is not said:
+                self._answered[condition] = said
+                found.append(condition)
+        said_last = seen.robot_status
+        if said_last is not None and seen.at - said_last.arrived_at <= _STATUS_LASTS_S:
+            condition = said_last.status.condition
+            if condition != "ok" and condition not in found:
+                found.insert(0, condition)
+        # Whatever the policy makes of it, force is a reason to hold wherever it is measured.
+        if seen.force_peak_n is not None and not seen.force_peak_n <= self._limits.force_n:
+            found.append("force")
+        return tuple(found)
 
     def reason(
-        self, seen: Observation, update: FeatureUpdate | None, episode: Episode | None
+        self,
+        seen: Observation,
+        update: FeatureUpdate | None,
+        episode: Episode | None,
+        troubles: Sequence[LatchedHold],
     ) -> str:
         """Why to hold now, empty when all is well; a reason holds no figures, to be counted by.
 
-        Asked once a tick: a trouble of the robot that came and went since then is the reason of one
-        tick, so that it can be latched. What was over before the first tick is not looked at.
+        `troubles` are those of this tick. What the robot's side knows is said before what its
+        silence shows, and that before the end of the episode: it is the graver of the two.
         """
-        # What the robot's side knows is said before what its silence shows, and that before the end
-        # of the episode: it is the graver of the two.
+        robot = [REASONS[trouble] for trouble in troubles if trouble != "force"]
         return (
-            self._condition(seen)
+            (robot[0] if robot else "")
             or self._robot(seen)
             or ("episode ended" if episode is not None and not episode.active else "")
             or self._views(seen)
             or self._sensor(seen)
+            or (REASONS["force"] if "force" in troubles else "")
             or self._features(seen, update, episode)
         )
 
     def outlived(self, seen: Observation, at: float) -> bool:
         """Whether what was seen is too old by `at` to act on, as after an inference that hung."""
         return at - seen.at > min(self._stale_after.robot_s, self._stale_after.sensor_s)
-
-    def _condition(self, seen: Observation) -> str:
-        """What the robot's side says of it: now, or since the tick before if that is over."""
-        if self._answered is None:
-            self._answered = dict(seen.robot_troubles)
-        said = seen.robot_status
-        if (
-            said is not None
-            and said.status.condition != "ok"
-            and seen.at - said.arrived_at <= _STATUS_LASTS_S
-        ):
-            self._answered[said.status.condition] = said
-            return REASONS[said.status.condition]
-        # One a tick, so that none of several stays without its own.
-        for condition, trouble in seen.robot_troubles.items():
-            if condition != "ok" and self._answered.get(condition) is not trouble:
-                self._answered[condition] = trouble
-                return REASONS[condition]
-        return ""
 
     def _robot(self, seen: Observation) -> str:
         limit_s = self._stale_after.robot_s
@@ -115,11 +122,8 @@ class Guard:
             return "sensor silent"
         if seen.sensor_at is None or seen.at - seen.sensor_at > limit_s:
             return "sensor samples old"
-        if 2 * len(seen.sensor) < self._spec.sensor_window:
-            return "sensor window not half full"
-        # Whatever the policy makes of it, force is a reason to hold wherever it is measured.
-        too_much = seen.force_peak_n is None or seen.force_peak_n > self._limits.force_n
-        return REASONS["force"] if too_much else ""
+        few = 2 * len(seen.sensor) < self._spec.sensor_window
+        return "sensor window not half full" if few else ""
 
     def _features(
         self, seen: Observation, update: FeatureUpdate | None, episode: Episode | None

@@ -34,24 +34,25 @@ class Latch:
 
     def __init__(self, kinds: Collection[LatchedHold], resumed: Latest[str]) -> None:
         """Latch these kinds; every new value in `resumed` releases what is latched then."""
-        self._reasons = {REASONS[kind] for kind in kinds}
+        self._kinds = tuple(kinds)
         self._resumed = resumed
         self._latched = ""
         self._version = resumed.version
 
-    def reason(self, now: str) -> str:
+    def reason(self, now: str, troubles: Collection[LatchedHold]) -> str:
         """Why to hold: `now`, the guard's reason of this tick, or else what is still latched.
 
-        A `resume` counts that comes after the reason is gone: nobody releases what still holds.
+        `troubles` are all that hold at this tick: one behind another reason is latched too. A
+        `resume` counts that comes after they are gone: nobody releases what still holds.
         """
         asked = self._resumed.version != self._version
         self._version = self._resumed.version
-        if now in self._reasons:
-            self._latched = now
+        latching = [REASONS[kind] for kind in troubles if kind in self._kinds]
+        if latching:
+            self._latched = latching[0]
             if asked:
-                logger.warning("[HOLD] cannot be released, it is still there: %s", now)
-            return now
-        if asked:
+                logger.warning("[HOLD] cannot be released, it is still there: %s", latching[0])
+        elif asked:
             said = f"released: {self._latched}" if self._latched else "nothing was latched"
             logger.info("[HOLD] %s", said)
             self._latched = ""

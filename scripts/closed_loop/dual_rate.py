@@ -146,7 +146,7 @@ def run_dual_rate(
             uses = 0 if update is not before else uses
             seen = observe(rig, spec.views, spec.sensor_window)
             tally.ticks += 1
-            reason = guard.reason(seen, update, _EPISODE)
+            reason = guard.reason(seen, update, _EPISODE, guard.troubles(seen))
             if reason or update is None:
                 tally.held += 1
                 rig.hold(reason or "no features yet")

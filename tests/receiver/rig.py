@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,12 @@ class ScriptedPolicy:
 class Rig:
     """A runtime at 50 Hz, and a thread that feeds each of its streams until told not to."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        feeding: Collection[str] = ("camera", "robot", "sensor"),
+        **options: Any,
+    ) -> None:
         camera, robot, sensor, action, time_port = free_ports(5)
         self.policy = ScriptedPolicy()
         self.console = Console(live=True)
@@ -89,7 +94,7 @@ class Rig:
         )
         encoder = LocalEncoder(self.policy)
         self.run = Runtime(given, self.policy, encoder, SessionFolders(folder), self.console)
-        self.feeding = {"camera", "robot", "sensor"}
+        self.feeding = set(feeding)
         self.force = 0.1
         self._closed = False
         self._stop = threading.Event()

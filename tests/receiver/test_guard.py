@@ -48,6 +48,12 @@ def guard(robot_required: bool = True) -> Guard:
     return Guard(SPEC, StaleAfter(), Limits(), robot_required)
 
 
+def reason_of(
+    judge: Guard, seen: Observation, update: FeatureUpdate | None, episode: Episode | None
+) -> str:
+    return judge.reason(seen, update, episode, judge.troubles(seen))
+
+
 def with_frame(seen: Observation, **changes: float) -> Observation:
     return replace(seen, frames={**seen.frames, "View2": replace(FRAME, **changes)})
 
@@ -57,7 +63,7 @@ def with_force(seen: Observation, force: float) -> Observation:
 
 
 def test_nothing_to_hold_for() -> None:
-    assert guard().reason(SEEN, UPDATE, EPISODE) == ""
+    assert reason_of(guard(), SEEN, UPDATE, EPISODE) == ""
 
 
 @pytest.mark.parametrize(
@@ -79,7 +85,7 @@ def test_nothing_to_hold_for() -> None:
 def test_reasons_in_the_observation(
     change: Callable[[Observation], Observation], reason: str
 ) -> None:
-    assert guard().reason(change(SEEN), UPDATE, EPISODE) == reason
+    assert reason_of(guard(), change(SEEN), UPDATE, EPISODE) == reason
 
 
 @pytest.mark.parametrize(
@@ -93,71 +99,77 @@ def test_reasons_in_the_observation(
 )
 def test_what_the_robots_side_says_of_it(condition: RobotCondition, reason: str) -> None:
     said = StoredStatus(RobotStatus(condition, NOW, "the detail"), NOW - 0.5)
-    assert guard().reason(replace(SEEN, robot_status=said), UPDATE, EPISODE) == reason
+    assert reason_of(guard(), replace(SEEN, robot_status=said), UPDATE, EPISODE) == reason
     # It is repeated every second: what is older says nothing of now.
     old = replace(said, arrived_at=NOW - 3.1)
-    assert guard().reason(replace(SEEN, robot_status=old), UPDATE, EPISODE) == ""
+    assert reason_of(guard(), replace(SEEN, robot_status=old), UPDATE, EPISODE) == ""
 
 
-def test_a_trouble_that_passed_between_two_ticks_is_the_reason_of_one() -> None:
+def test_a_trouble_that_passed_between_two_ticks_is_one_of_the_next() -> None:
     judge = guard()
+    troubles: dict[RobotCondition, StoredStatus] = {}
 
-    def reason(*said: RobotCondition, at: float) -> str:
-        """A tick that finds this said last, and before that what `troubles` has gathered."""
+    def found(*said: RobotCondition, at: float) -> tuple[str, ...]:
+        """Of a tick that finds this said since the one before, the last of it last."""
         for condition in said:
             status = StoredStatus(RobotStatus(condition, at, ""), at)
             if condition != "ok":
                 troubles[condition] = status
-        seen = replace(SEEN, robot_status=status, robot_troubles=dict(troubles))
-        return judge.reason(seen, UPDATE, EPISODE)
+        return judge.troubles(replace(SEEN, robot_status=status, robot_troubles=dict(troubles)))
 
-    troubles: dict[RobotCondition, StoredStatus] = {}
-    # What was over before the first tick is not looked at.
-    assert reason("error", "ok", at=NOW - 1.0) == ""
-    assert reason("emergency_stop", "ok", at=NOW - 0.9) == "robot emergency stop"
-    assert reason("ok", at=NOW - 0.8) == ""
-    assert reason("emergency_stop", "ok", at=NOW - 0.7) == "robot emergency stop"
+    assert found("error", "ok", at=NOW - 1.0) == ("error",)
+    assert found("ok", at=NOW - 0.9) == ()
+    assert found("error", "ok", at=NOW - 0.8) == ("error",)
     # What lasts is not said once more when it is over,
-    assert reason("emergency_stop", at=NOW - 0.6) == "robot emergency stop"
-    assert reason("ok", at=NOW - 0.5) == ""
-    # and of several each has a tick of its own, whatever lasts meanwhile.
-    assert reason("error", "emergency_stop", "lost", at=NOW - 0.4) == "robot lost"
-    assert {reason("ok", at=NOW - 0.3), reason("ok", at=NOW - 0.3)} == {
-        "robot error",
-        "robot emergency stop",
+    assert found("emergency_stop", at=NOW - 0.7) == ("emergency_stop",)
+    assert found("emergency_stop", at=NOW - 0.6) == ("emergency_stop",)
+    assert found("ok", at=NOW - 0.5) == ()
+    # and several at once are all there.
+    assert set(found("error", "emergency_stop", "lost", at=NOW - 0.4)) == {
+        "error",
+        "emergency_stop",
+        "lost",
     }
-    assert reason("ok", at=NOW - 0.2) == ""
+    assert found("ok", at=NOW - 0.3) == ()
+
+
+def test_a_trouble_behind_another_reason_is_found() -> None:
+    judge = guard()
+    seen = with_force(replace(SEEN, frames={"View1": FRAME}), 3.1)
+    troubles = judge.troubles(seen)
+    assert troubles == ("force",)
+    assert judge.reason(seen, UPDATE, EPISODE, troubles) == "View2 silent"
 
 
 def test_reasons_in_features_and_episode() -> None:
-    assert guard().reason(SEEN, None, EPISODE) == "no features yet"
+    assert reason_of(guard(), SEEN, None, EPISODE) == "no features yet"
     assert (
-        guard().reason(SEEN, replace(UPDATE, captured={"View1": NOW - 2.1}), EPISODE)
+        reason_of(guard(), SEEN, replace(UPDATE, captured={"View1": NOW - 2.1}), EPISODE)
         == "features old"
     )
     # Features of the episode before are not those of this one.
-    assert guard().reason(SEEN, UPDATE, Episode(2, NOW)) == "no features yet"
-    assert guard().reason(SEEN, UPDATE, replace(EPISODE, active=False)) == "episode ended"
+    assert reason_of(guard(), SEEN, UPDATE, Episode(2, NOW)) == "no features yet"
+    assert reason_of(guard(), SEEN, UPDATE, replace(EPISODE, active=False)) == "episode ended"
 
 
 def test_without_a_required_robot_its_silence_is_no_reason() -> None:
-    assert guard(robot_required=False).reason(replace(SEEN, robot=None), UPDATE, None) == ""
+    assert reason_of(guard(robot_required=False), replace(SEEN, robot=None), UPDATE, None) == ""
 
 
 def test_a_robot_that_is_not_needed_but_was_there_may_not_fall_silent() -> None:
     assert SEEN.robot is not None
     silent = replace(SEEN, robot=replace(SEEN.robot, arrived_at=NOW - 1.0))
-    assert guard(robot_required=False).reason(silent, UPDATE, EPISODE) == "robot silent"
+    assert reason_of(guard(robot_required=False), silent, UPDATE, EPISODE) == "robot silent"
 
 
 def test_force_and_silence_count_for_a_policy_without_a_sensor_window() -> None:
     blind = Guard(replace(SPEC, sensor_window=0), StaleAfter(), Limits(), True)
     seen = replace(SEEN, sensor=SEEN.sensor[:0])
-    assert blind.reason(seen, UPDATE, EPISODE) == ""
-    assert blind.reason(with_force(seen, 3.1), UPDATE, EPISODE) == "force above its limit"
-    assert blind.reason(replace(seen, sensor_age_s=0.6), UPDATE, EPISODE) == "sensor silent"
+    assert reason_of(blind, seen, UPDATE, EPISODE) == ""
+    assert reason_of(blind, with_force(seen, 3.1), UPDATE, EPISODE) == "force above its limit"
+    assert reason_of(blind, replace(seen, sensor_age_s=0.6), UPDATE, EPISODE) == "sensor silent"
     never = replace(seen, sensor_at=None, sensor_age_s=float("inf"), force_peak_n=None)
-    assert blind.reason(never, UPDATE, EPISODE) == ""
+    assert reason_of(blind, never, UPDATE, EPISODE) == ""
 
 
 def test_start_needs_every_view_half_a_window_and_the_robot() -> None:

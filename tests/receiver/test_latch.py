@@ -10,6 +10,14 @@ from receiver.threads import Latest
 STOP, WAITING = "robot emergency stop", "waiting for resume after robot emergency stop"
 
 
+KINDS = {reason: kind for kind, reason in REASONS.items()}
+
+
+def said(latched: Latch, reason: str) -> str:
+    """A tick with this reason and no other."""
+    return latched.reason(reason, [KINDS[reason]] if reason in KINDS else [])
+
+
 def latch(*kinds: LatchedHold) -> tuple[Latch, Latest[str]]:
     resumed: Latest[str] = Latest()
     return Latch(kinds, resumed), resumed
@@ -18,55 +26,64 @@ def latch(*kinds: LatchedHold) -> tuple[Latch, Latest[str]]:
 @pytest.mark.parametrize("kind", list(REASONS))
 def test_each_kind_lasts_until_somebody_says_so(kind: LatchedHold) -> None:
     latched, resumed = latch(kind)
-    assert latched.reason("") == ""
-    assert latched.reason(REASONS[kind]) == REASONS[kind]
+    assert said(latched, "") == ""
+    assert said(latched, REASONS[kind]) == REASONS[kind]
     for _ in range(3):
-        assert latched.reason("") == f"waiting for resume after {REASONS[kind]}"
+        assert said(latched, "") == f"waiting for resume after {REASONS[kind]}"
     resumed.put("resume")
-    assert [latched.reason("") for _ in range(2)] == ["", ""]
-    assert latched.reason(REASONS[kind]) == REASONS[kind]  # and again
-    assert latched.reason("") == f"waiting for resume after {REASONS[kind]}"
+    assert [said(latched, "") for _ in range(2)] == ["", ""]
+    assert said(latched, REASONS[kind]) == REASONS[kind]  # and again
+    assert said(latched, "") == f"waiting for resume after {REASONS[kind]}"
 
 
 def test_other_reasons_end_by_themselves() -> None:
     latched, _ = latch("emergency_stop")
     for reason in ("View1 silent", "robot error", "force above its limit"):
-        assert latched.reason(reason) == reason
-        assert latched.reason("") == ""
+        assert said(latched, reason) == reason
+        assert said(latched, "") == ""
 
 
 def test_nothing_is_released_while_it_is_still_there() -> None:
     latched, resumed = latch("emergency_stop")
-    latched.reason(STOP)
+    said(latched, STOP)
     resumed.put("resume")
-    assert latched.reason(STOP) == STOP
-    assert latched.reason("") == WAITING
+    assert said(latched, STOP) == STOP
+    assert said(latched, "") == WAITING
 
 
 def test_a_word_said_before_is_no_leave_for_later() -> None:
     latched, resumed = latch("emergency_stop")
     resumed.put("resume")
-    assert latched.reason("") == ""
-    latched.reason(STOP)
-    assert latched.reason("") == WAITING
+    assert said(latched, "") == ""
+    said(latched, STOP)
+    assert said(latched, "") == WAITING
     # Said in the very tick in which it begins: it was meant for something else.
     resumed.put("resume")
-    assert latched.reason("") == ""
+    assert said(latched, "") == ""
     resumed.put("resume")
-    assert latched.reason(STOP) == STOP
-    assert latched.reason("") == WAITING
+    assert said(latched, STOP) == STOP
+    assert said(latched, "") == WAITING
 
 
 def test_what_else_is_wrong_is_said_first_and_releases_nothing() -> None:
     latched, resumed = latch("emergency_stop", "error")
-    latched.reason(STOP)
-    assert latched.reason("robot silent") == "robot silent"
-    assert latched.reason("") == WAITING
+    said(latched, STOP)
+    assert said(latched, "robot silent") == "robot silent"
+    assert said(latched, "") == WAITING
     # Released while a camera is away: the camera is what holds then.
     resumed.put("resume")
-    assert latched.reason("View1 silent") == "View1 silent"
-    assert latched.reason("") == ""
+    assert said(latched, "View1 silent") == "View1 silent"
+    assert said(latched, "") == ""
     # Two of a kind: the later one is the one to be released.
-    latched.reason(STOP)
-    latched.reason("robot error")
-    assert latched.reason("") == "waiting for resume after robot error"
+    said(latched, STOP)
+    said(latched, "robot error")
+    assert said(latched, "") == "waiting for resume after robot error"
+
+
+def test_what_is_behind_another_reason_is_latched_as_well() -> None:
+    latched, resumed = latch("force")
+    assert latched.reason("View1 silent", ["force"]) == "View1 silent"
+    assert latched.reason("", []) == "waiting for resume after force above its limit"
+    resumed.put("resume")
+    assert latched.reason("View1 silent", ["force"]) == "View1 silent"  # not while it lasts
+    assert latched.reason("", []) == "waiting for resume after force above its limit"

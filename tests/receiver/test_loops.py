@@ -69,6 +69,28 @@ def test_a_stop_taken_back_within_a_tick_is_latched_all_the_same(rig: Rig) -> No
     rig.wait_for_motion()
 
 
+def test_a_stop_that_is_on_at_the_start_is_latched(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, feeding=("robot", "sensor"))
+    try:
+        # A sender that has no robot yet says "lost", which latches nothing.
+        rig.wait_for_hold("starting")
+        wait_until(lambda: rig.run.robot.newest.get() is not None, "the robot to be heard", 20)
+        rig.say("lost")
+        rig.say("emergency_stop")
+        rig.wait_for_hold("robot emergency stop")
+        rig.say("ok")
+        waiting = "waiting for resume after robot emergency stop"
+        rig.wait_for_hold(waiting)
+        rig.feeding.add("camera")
+        assert rig.run.actions.started.wait(20)
+        first = rig.wait_for_hold(waiting)
+        rig.wait_for_action(lambda a: a.seq > first.seq + 20 and a.reason == waiting, "it to wait")
+        rig.run.resumed.put("resume")
+        rig.wait_for_motion()
+    finally:
+        rig.close()
+
+
 def test_a_latched_hold_outlasts_the_episode(rig: Rig) -> None:
     rig.wait_for_motion()
     rig.say("error")
