@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["LONGEST_BYTES", "RESUME", "typed_lines"]
+__all__ = ["LONGEST_BYTES", "RESUME", "listen_for_leave", "typed_lines"]
+
+logger = logging.getLogger("typed")
 
 LONGEST_BYTES = 16_384
 """What is kept of a line; a person types less, and a program's output by mistake fills nothing."""
@@ -51,6 +54,16 @@ def typed_lines(stop: threading.Event) -> Iterator[bytes]:
         pending = pending[:LONGEST_BYTES]
         for line in whole:
             yield line[:LONGEST_BYTES]
+
+
+def listen_for_leave(stop: threading.Event, resumed: threading.Event) -> None:
+    """Set `resumed` whenever `resume` is typed, until `stop`."""
+    for line in typed_lines(stop):
+        if line.strip() == RESUME.encode():
+            resumed.set()
+        elif line.strip():
+            said = line.decode("utf-8", "replace").strip()
+            logger.warning("not understood: %.60r; `%s` ends a stop", said, RESUME)
 
 
 def _typed_for_others(source: int) -> bool:

@@ -90,6 +90,7 @@ class ActionExecutor:
         self._last_at = 0.0
         self._episode_at = -math.inf
         self._hold_due = False
+        self._delay_said = False
         self._hold_kind = ""
         self.holding = ""
         self.accepted = 0
@@ -114,6 +115,7 @@ class ActionExecutor:
         An order to hold is obeyed even when it comes late: that errs on the safe side.
         """
         refused = self._out_of_order(action, arrived_at)
+        self._say_delay(arrived_at)
         if not refused:
             self._last, self._last_at = action, arrived_at
         if action.hold:
@@ -185,6 +187,17 @@ class ActionExecutor:
             if action.observed_at < last.observed_at - _OLDER_S and not action.hold:
                 return "old"
         return "" if on_time else "delayed"
+
+    def _say_delay(self, arrived_at: float) -> None:
+        """Once, when actions have been late for so long that it is no passing burst."""
+        late = self._transit.late_for_s(arrived_at) > _FORGET_S
+        if late and not self._delay_said:
+            logger.warning(
+                "actions come %.1f s later than the fastest did: they are not followed; see to the "
+                "network, or start the receiver again if its machine was suspended",
+                self._transit.late_s,
+            )
+        self._delay_said = late
 
     def _outlived(self, action: Action, arrived_at: float) -> str:
         """Whether it was made of what was seen in the episode before; else empty.

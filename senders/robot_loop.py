@@ -13,6 +13,7 @@ import zmq
 
 from common.clock import RateMeter, Tick, Ticker, wall
 from common.program import Backoff, Every, ProgramError
+from common.typed import RESUME
 from common.wire import (
     MAX_MAGNITUDE,
     RobotCondition,
@@ -82,11 +83,17 @@ class RobotSender:
         log: RobotLog,
         rate_hz: float,
         motion: tuple[ActionStream, ActionExecutor] | None = None,
+        resumed: threading.Event | None = None,
     ) -> None:
-        """Use `driver` one call at a time: `open` in threads of their own, the rest in `run`."""
+        """Use `driver` one call at a time: `open` in threads of their own, the rest in `run`.
+
+        `resumed` is set by whoever gives leave to go on after a stop or an error of the robot: to
+        open it again gives its motors power, and may home it. Without it, no leave is needed.
+        """
         self._driver, self._publisher, self._log = driver, publisher, log
         self._recorded = isinstance(driver, RecordedRobot)
         self._rate_hz = rate_hz
+        self._resumed, self._stopped = resumed, ""
         self._actions = motion[0] if motion else None
         self._executor = motion[1] if motion else None
         self._connected = False
@@ -136,6 +143,8 @@ class RobotSender:
 
     def _connect(self) -> bool:
         """Open the robot without waiting for it; whether it is open now."""
+        if self._stopped and not self._take_leave():
+            return False
         if self._opening is None:
             if not self._backoff.due:
                 return False
@@ -151,6 +160,16 @@ class RobotSender:
             return False
         logger.info("the robot is connected")
         self._connected = True
+        return True
+
+    def _take_leave(self) -> bool:
+        """Whether somebody has said, since the robot was stopped, that it may go on."""
+        assert self._resumed is not None
+        if not self._resumed.is_set():
+            return False
+        logger.info("[ROBOT] released: %s; connecting to the robot again", self._stopped)
+        self._stopped = ""
+        self._backoff.worked()
         return True
 
     def _tick(self) -> None:
@@ -227,6 +246,13 @@ class RobotSender:
     def _lost(self, doing: str, error: DriverError) -> None:
         """Nothing is published from here until the robot is back: no state rather than a stale."""
         self._errors[doing] += 1
+        if isinstance(error, RobotFault) and self._resumed is not None:
+            self._stopped = str(error)
+            self._resumed.clear()  # what was said before was for something else
+            self._found(error.condition, f"{error}; type {RESUME} here once it may go on")
+            self._release()
+            logger.warning("robot: stopped: %s; type %s once it is safe to go on", error, RESUME)
+            return
         self._found(error.condition if isinstance(error, RobotFault) else "lost", str(error))
         self._release()
         delay_s = self._backoff.failed()

@@ -18,6 +18,7 @@ import zmq
 from common import endpoints
 from common.endpoints import address
 from common.program import check_number, check_port, open_socket, run
+from common.typed import listen_for_leave
 from senders import registry, robots
 from senders.action_stream import ActionStream
 from senders.drivers import Recorded, RobotDriver
@@ -61,6 +62,9 @@ class RobotOptions:
     """Actions a second to expect; three periods without one put the robot on hold."""
     time_port: int = endpoints.TIME.port
     """TCP port on which the receiver (--action-host) exchanges timestamps; 0 does not ask it."""
+    latch_stops: bool = True
+    """After an emergency stop or an error of a robot that is moved, leave it alone until `resume`
+    is typed; otherwise give it power again, and home it, as soon as it lets that be done."""
     speed_scale: float = 0.5
     """Fraction of the arm's top speeds that it may be moved with, above 0 and up to 1."""
     output_dir: Path = Path("dataset/Robot_Data")
@@ -108,10 +112,15 @@ def send(options: RobotOptions, stop: threading.Event) -> None:
     hwm = _RECORDED_HWM if isinstance(driver, Recorded) else endpoints.ROBOT.hwm
     publishing = {zmq.SNDHWM: hwm, zmq.LINGER: _LINGER_MS}
     publisher = open_socket(zmq.PUB, options.host_bind, options.port, publishing, bind=True)
-    motion = None
+    motion = resumed = None
     if options.accept_actions:
         executor = ActionExecutor(_limits(driver, options), options.rate_hz, options.action_hz)
         motion = (ActionStream(options.action_host, options.action_port), executor)
+        if options.latch_stops:
+            resumed = threading.Event()
+            threading.Thread(
+                target=listen_for_leave, args=(stop, resumed), name="typed", daemon=True
+            ).start()
         logger.info("[ROBOT] actions from %s:%d", options.action_host, options.action_port)
     log = RobotLog(options.output_dir)
     where = address(options.host_bind, options.port)
@@ -119,7 +128,7 @@ def send(options: RobotOptions, stop: threading.Event) -> None:
     logger.info("[ROBOT] writing %s", log.path)
     try:
         with exchanging_time(options.action_host, options.time_port, endpoints.ROBOT.stream):
-            RobotSender(driver, publisher, log, options.rate_hz, motion).run(stop)
+            RobotSender(driver, publisher, log, options.rate_hz, motion, resumed).run(stop)
     finally:
         log.close()
         if motion is not None:

@@ -189,10 +189,14 @@ class Meca500:
         """Raise RobotFault unless the robot can be used; without asking it anything."""
         robot = self._robot
         status, safety = robot.GetStatusRobot(), robot.GetSafetyStatus()
-        check_stops(safety)
-        check_error(status, self._feedback)
-        if self._ready:
-            check_ready(status, safety)
+        try:
+            check_stops(safety)
+            check_error(status, self._feedback)
+            if self._ready:
+                check_ready(status, safety)
+        except RobotFault:
+            self._setup.forget_activation()
+            raise
 
     def _fresh(self) -> Sample:
         sample = self._feedback.newest

@@ -55,24 +55,35 @@ class Setup:
         self._address, self._options = address, options
         self._reset_at = -math.inf
         self._left_in_error = False
+        self._activated = False
 
     def run(self, robot: Any, feedback: Feedback) -> None:
         """Connect, listen, and with `moves` reset an error, activate, home and empty the queue.
 
-        Raises RobotFault while a safety stop is on, DriverError and the library's own errors.
+        Raises RobotFault while a safety stop is on, and once when the motors, on before, are off:
+        somebody took their power, and whoever is at the arm must know before it comes back.
+        DriverError and the library's own errors.
         """
         self._connect(robot, feedback)
         # The first position comes after what the robot says of its stops when one connects (by
         # the same port), so that these are known before it is told anything that matters.
         if not feedback.wait(self._options.answers_s):
             raise DriverError(f"the robot at {self._address} does not say where it is")
-        check_stops(robot.GetSafetyStatus())
+        try:
+            check_stops(robot.GetSafetyStatus())
+        except RobotFault:
+            self.forget_activation()
+            raise
         if self._options.moves:
             self._reset_error(robot, feedback)
             self._activate(robot, feedback)
             self._set_motion(robot, feedback)
         check_error(robot.GetStatusRobot(), feedback)
         self._left_in_error = False
+
+    def forget_activation(self) -> None:
+        """A fault was raised: that the motors are off then is no news."""
+        self._activated = False
 
     def _connect(self, robot: Any, feedback: Feedback) -> None:
         callbacks = mecademic.RobotCallbacks()
@@ -113,6 +124,9 @@ class Setup:
     def _activate(self, robot: Any, feedback: Feedback) -> None:
         status = robot.GetStatusRobot()
         if not status.activation_state:
+            if self._activated:
+                self.forget_activation()
+                raise RobotFault("error", "its motors were switched off meanwhile")
             logger.info("[ROBOT] activating")
             robot.ActivateRobot()
             self._until(robot, feedback, lambda s: s.activation_state, _ACTIVATED_IN_S, "activated")
@@ -122,6 +136,7 @@ class Setup:
             logger.info("[ROBOT] homing: the joints move a little")
             robot.Home()
             self._until(robot, feedback, lambda s: s.homing_state, _HOMED_IN_S, "homed")
+        self._activated = True
 
     def _set_motion(self, robot: Any, feedback: Feedback) -> None:
         """An empty queue, known frames, and the time-out that everything here relies on."""

@@ -38,12 +38,17 @@ class Program:
             environment["PYTHONPATH"] = blocked
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=log, env=environment
+                command, cwd=folder, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
             )
 
     @property
     def said(self) -> str:
         return self.log_path.read_text()
+
+    def type(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)

@@ -266,6 +266,22 @@ def test_actions_that_queued_up_in_the_network_are_not_executed() -> None:
     assert made.accept(action(seq=50, at=5.0), T0 + 5.0) == ""
 
 
+def test_actions_that_stay_late_are_never_followed(caplog: pytest.LogCaptureFixture) -> None:
+    made = executor()
+    for k in range(30):
+        assert made.accept(action(seq=k, at=k / 10), T0 + k / 10) == ""
+    # A queue on the way that stands: nothing is lost, everything is three seconds old.
+    late = [made.accept(action(seq=k, at=k / 10), T0 + 3.0 + k / 10) for k in range(30, 3000)]
+    assert set(late) == {"delayed"}
+    made.step(T0 + 303.0)
+    assert made.holding
+    assert [record.message[:45] for record in caplog.records if "later" in record.message] == [
+        "actions come 3.0 s later than the fastest did"
+    ]
+    # The queue is gone.
+    assert made.accept(action(seq=3001, at=303.0), T0 + 303.0) == ""
+
+
 def test_a_receiver_whose_clock_was_set_is_followed_again_before_long() -> None:
     made = executor()
     for k in range(30):

@@ -545,6 +545,10 @@ def test_silence_is_an_error_and_never_an_old_position(
         with pytest.raises(DriverError, match="does not answer"):
             arm.open()
         robot.start()
+        # Whoever took its power may be at the arm: it is said once, so that leave can be asked for.
+        with pytest.raises(RobotFault, match="switched off meanwhile"):
+            arm.open()
+        assert not robot.activated
     robot.mute = False
     arm.open()
     arm.read()

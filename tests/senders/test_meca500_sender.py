@@ -137,7 +137,12 @@ def test_an_emergency_stop_is_told_and_nothing_old_is_done_after_it(rig: Any, un
     until(told_for_a_while, "the stop to be told again")
     assert len(made.listener.states) == states
     stopped = made.robot.joints.copy()
+    made.robot.told.clear()
     made.robot.set_stop(ESTOP, 0)
+    heard = len(made.listener.statuses)
+    until(told_for_a_while, "the sender to wait, though the stop is over")
+    assert not made.robot.told  # neither power nor homing before somebody says so
+    made.program.type("resume")
     until(made.says("ok"), "the robot to be ready again")
     until(made.listener.has(states + 60), "states again")
     assert made.robot.joints == pytest.approx(stopped)  # without fresh actions
@@ -146,16 +151,18 @@ def test_an_emergency_stop_is_told_and_nothing_old_is_done_after_it(rig: Any, un
     assert made.program.stop() == 0
 
 
-@pytest.mark.parametrize("how", ["off", "error"])
+@pytest.mark.parametrize("how", ["cut", "off", "error", "error, not latched"])
 def test_a_robot_that_is_lost_or_fails_comes_back(rig: Any, until: Any, how: str) -> None:
-    made = rig("--accept-actions")
+    made = rig("--accept-actions", *(["--no-latch-stops"] if "not latched" in how else []))
     until(made.says("ok"), "the robot to be ready")
     until(made.listener.has(10), "states")
-    if how == "error":
+    if "error" in how:
         made.robot.fail(3041, "Collision")
+    elif how == "cut":
+        made.robot.cut()
     else:
         made.robot.stop()
-    expected = "error" if how == "error" else "lost"
+    expected = "error" if "error" in how else "lost"
 
     def told() -> bool:
         made.listener.drain()
@@ -166,6 +173,12 @@ def test_a_robot_that_is_lost_or_fails_comes_back(rig: Any, until: Any, how: str
     until(told, f"{expected} to be told")
     if how == "off":
         made.robot.start()
+    # Whoever took the arm's power, or has to see to its error, says when it may have it again; a
+    # network that was away takes none.
+    if how in ("off", "error"):
+        until(lambda: "type resume once it is safe" in made.program.said, "it to wait for leave")
+        assert not made.robot.activated or made.robot.error
+        made.program.type("resume")
     until(made.says("ok"), "the robot to be ready again")
     before = len(made.listener.states)
     until(made.listener.has(before + 20), "states again")

@@ -349,11 +349,13 @@ def loop(zmq_context: Any, tmp_path: Path) -> Iterator[Any]:
     """`loop(robot, motion)`: the sender's loop in a thread; gives listener, thread and stop."""
     stop, ended = threading.Event(), []
 
-    def begin(robot: Any, motion: Any = None) -> tuple[Listener, threading.Thread, Any]:
+    def begin(
+        robot: Any, motion: Any = None, resumed: threading.Event | None = None
+    ) -> tuple[Listener, threading.Thread, Any]:
         publisher = zmq_context.socket(zmq.PUB)
         port = publisher.bind_to_random_port("tcp://127.0.0.1")
         log = RobotLog(tmp_path)
-        sender = RobotSender(robot, publisher, log, 100.0, motion)
+        sender = RobotSender(robot, publisher, log, 100.0, motion, resumed)
 
         def run() -> None:
             try:
@@ -544,6 +546,49 @@ def test_after_a_fault_only_fresh_actions_move_the_robot(
     assert "move" not in robot.calls[first_close:]
     act(2)
     until(lambda: "move" in robot.calls[first_close:], "motion by a fresh action")
+
+
+@pytest.mark.parametrize("condition", ["emergency_stop", "error"])
+def test_a_stopped_robot_is_opened_again_only_when_somebody_says_so(
+    loop: Any, until: Any, condition: Any
+) -> None:
+    robot, resumed = FailingRobot(), threading.Event()
+    resumed.set()  # said before: for something else
+    listener, _, _ = loop(robot, resumed=resumed)
+    until(listener.has(5), "states")
+    robot.fault = RobotFault(condition, "stop")
+    until(heard(listener, condition), condition)
+    until(lambda: "close" in robot.calls, "the robot let go of")
+    robot.fault = None
+    listener.drain()
+    count = len(listener.statuses)
+    until(
+        lambda: listener.drain() or len(listener.statuses) >= count + 2,
+        "it to be told twice more, a second apart",
+    )
+    assert robot.calls.count("open") == 1
+    assert listener.statuses[-1]["condition"] == condition
+    assert "type resume" in listener.statuses[-1]["detail"]
+    resumed.set()
+    before = len(listener.states)
+    until(listener.has(before + 5), "states again")
+    # A stop that lasts needs leave anew.
+    robot.fault = RobotFault(condition, "stop")
+    until(lambda: robot.calls.count("close") == 2, "the robot let go of again")
+    resumed.set()
+    until(lambda: robot.calls.count("close") == 3, "the same stop to be found again")
+    until(lambda: not resumed.is_set(), "the leave to be used up")
+
+
+def test_a_robot_that_is_lost_needs_no_leave(loop: Any, until: Any) -> None:
+    robot = FailingRobot()
+    listener, _, _ = loop(robot, resumed=threading.Event())
+    until(listener.has(5), "states")
+    robot.broken.set()
+    until(lambda: "close" in robot.calls, "the robot let go of")
+    robot.broken.clear()
+    before = len(listener.states)
+    until(listener.has(before + 5), "states again")
 
 
 def test_what_was_seen_in_the_episode_before_does_not_move_the_robot(loop: Any, until: Any) -> None:
