@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["JpegError", "jpeg_size"]
+__all__ = ["JpegError", "check_scans", "jpeg_size"]
 
 _START = b"\xff\xd8"
 _END = b"\xff\xd9"
 _FRAME_HEADERS = {0xC0, 0xC1, 0xC2}  # baseline, extended sequential, progressive Huffman
 _SCAN = 0xDA
 _MAX_SEGMENTS = 256
+_MOST_SCANS = 24
 _TAIL = 1024  # hardware encoders pad the end with zeros
 
 
@@ -50,3 +51,13 @@ def jpeg_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
             return size
         position += 2 + length
     raise JpegError("too many segments")
+
+
+def check_scans(data: bytes | bytearray | memoryview) -> None:
+    """JpegError where decoding would take far longer than the size of the picture tells.
+
+    A decoder goes through the whole picture once for each scan, of which a few bytes make one: a
+    progressive picture has about ten. In compressed data the two bytes of a marker do not occur.
+    """
+    if bytes(data).count(bytes((0xFF, _SCAN))) > _MOST_SCANS:
+        raise JpegError("too many scans")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import endpoints
-from common.jpeg import JpegError, jpeg_size
+from common.jpeg import JpegError, check_scans, jpeg_size
 from common.wire import Buffer, MalformedMessage
 
 __all__ = ["Decoder", "reduction", "to_jpeg"]
@@ -78,6 +78,7 @@ class Decoder:
 
     def _decode(self, view: str, jpeg: Buffer) -> NDArray[np.uint8]:
         try:
+            check_scans(jpeg)
             flags = _FLAGS[reduction(jpeg_size(jpeg), self._target)]
             image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
         except (JpegError, cv2.error):

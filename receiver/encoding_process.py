@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -77,6 +79,11 @@ class EncodingProcess:
                 start_new_session=True,  # a Ctrl+C is for the receiver, which then ends this
                 preexec_fn=_end_with_parent,  # noqa: PLW1509  it allocates nothing, takes no lock
             )
+        # To it a picture is more than the socket holds, from it features may be: neither waits for
+        # ever for a process that was stopped in between.
+        patience = struct.pack("ll", math.ceil(self._hung_after_s), 0)
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, patience)
         connection = Connection(ours.detach())
         with contextlib.suppress(Gone):
             send(connection, {"policy": asdict(self._options)})
@@ -110,7 +117,7 @@ class EncodingProcess:
             said = self._hear(self._hung_after_s)
         except Gone:
             self._ready = False
-            raise EncoderError(f"it ended{self._code()}") from None
+            raise EncoderError(self._end_of_it()) from None
         except EncoderError:
             self._ready = False
             raise
@@ -133,14 +140,16 @@ class EncodingProcess:
                     raise EncoderError(f"no answer within {within_s:g} s")
             return receive(self._connection)
         except (Gone, OSError):
-            raise EncoderError(f"it ended{self._code()}") from None
+            raise EncoderError(self._end_of_it()) from None
 
-    def _code(self) -> str:
+    def _end_of_it(self) -> str:
+        """Why nothing can be said to it, or heard from it, any more."""
         process = self._process
+        if process is None:
+            return "it ended"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            if process is not None:
-                return f" with code {process.wait(_ENDS_IN_S)}"
-        return ""
+            return f"it ended with code {process.wait(_ENDS_IN_S)}"
+        return f"it hangs in the middle of a message for {self._hung_after_s:g} s"
 
     def _restart(self) -> None:
         if self._closing.is_set():

@@ -269,9 +269,10 @@ def test_speeds_are_told_from_two_states() -> None:
         assert with_speeds(stored(1.05, 0.0, 12.0), earlier).state.speeds == ()
 
 
-def test_the_observer_tells_speeds(inputs: Inputs) -> None:
-    for number in range(8):
-        inputs.state(0.01 * number, joint=0.2 * number)
+@pytest.mark.parametrize("rate_hz", [100, 1000])  # the usual rate, and the most a sender has
+def test_the_observer_tells_speeds(inputs: Inputs, rate_hz: int) -> None:
+    for number in range(8 * rate_hz // 100):
+        inputs.state(number / rate_hz, joint=20.0 * number / rate_hz)
     robot = inputs.observer.observe().robot
     assert robot is not None
     assert robot.state.speeds == pytest.approx((20.0,) * 6, abs=0.1)

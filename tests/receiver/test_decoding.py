@@ -136,3 +136,17 @@ def test_python_goes_on_while_a_picture_is_decoded() -> None:
         if rounds:
             break
     assert rounds
+
+
+def test_a_progressive_picture_is_taken_and_one_of_endless_scans_is_not(decoder: Decoder) -> None:
+    image = cv2.cvtColor(picture(1280, 720), cv2.COLOR_RGB2BGR)
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    progressive = cv2.imencode(".jpg", image, options)[1].tobytes()
+    scans = progressive.count(b"\xff\xda")
+    assert scans > 5
+    assert decoder.decode({"View1": progressive})["View1"].shape == (360, 640, 3)
+    # The last scan again and again: a few bytes each, and each takes a decoder through the whole.
+    begin, end = progressive.rindex(b"\xff\xda"), progressive.rindex(b"\xff\xd9")
+    endless = progressive[:end] + 1000 * progressive[begin:end] + progressive[end:]
+    with pytest.raises(MalformedMessage, match="View1"):
+        decoder.decode({"View1": endless})

@@ -128,6 +128,22 @@ def test_killed_or_hung_it_costs_one_pass_and_is_started_again(
     assert not hung.is_running()
 
 
+def test_a_process_that_takes_no_pictures_is_found_out_as_well(
+    options: PolicyOptions, policy: DualRatePolicy
+) -> None:
+    # More than the socket between the two holds, as five pictures of a rig are.
+    noise = np.random.default_rng(0).integers(0, 255, (720, 1280, 3), np.uint8)
+    large = cv2.imencode(".jpg", noise)[1].tobytes()
+    assert len(large) > 500_000
+    with closing(EncodingProcess(options, hung_after_s=3.0)) as encoder:
+        encoder.wait_ready()
+        of(encoder).suspend()
+        with pytest.raises(EncoderError, match="hangs in the middle of a message for 3 s"):
+            encoder.encode(dict.fromkeys(policy.spec.views, large), TASK)
+        encoder.encode(dict.fromkeys(policy.spec.views, large), TASK)
+        assert encoder.restarts == 1
+
+
 def test_another_checkpoint_in_the_place_of_the_first_is_refused(
     shared: EncodingProcess,
     jpegs: dict[str, bytes],
