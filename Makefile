@@ -19,7 +19,7 @@ PYTHON312 ?= python3.12
 LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_STAMP := $(LEROBOT_VENV)/.dualrate
 
-.PHONY: help demo train study test test-slow test-lerobot lint format bench soak soak-serving tune compare profile bench-recording venv venv-lerobot clean
+.PHONY: help demo train study test test-slow test-lerobot lint format bench soak soak-serving tune compare profile bench-recording venv venv-lerobot clean clean-runs
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -122,5 +122,11 @@ profile: $(DEV_STAMP)  ## where the receiver's processor time goes under full lo
 bench-recording: $(STAMP)  ## full load, recording switched on and off in turn (DURATION=30 s)
 	$(BIN)/python scripts/bench_recording.py --duration $(DURATION)
 
-clean:  ## remove the virtual environment and what the demo wrote
-	rm -rf $(VENV) $(LEROBOT_VENV) runs
+clean:  ## remove the virtual environments and caches; runs/ is kept
+	rm -rf $(VENV) $(LEROBOT_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Hours of work lie there: trained policies, demonstrations, studies, recorded sessions.
+clean-runs:  ## say what is in runs/, and with YES=1 remove it
+	@test ! -d runs || du -sh runs/* 2>/dev/null || true
+	@$(if $(filter 1,$(YES)),rm -rf runs,echo "nothing was removed; make clean-runs YES=1 removes the above")

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import tyro
-import yaml
+# tyro and yaml are imported where they are used: `fail` is what says that a package is missing.
 
 __all__ = ["ConfigError", "fail", "from_mapping", "load_yaml", "parse", "read"]
 
@@ -47,6 +46,8 @@ def read(options: type[T], args: Sequence[str] | None = None) -> T:
     Where the dataclass has a field `config`, the YAML file it names is read first and the other
     options on the command line win over it. `--help` prints the help and exits with 0.
     """
+    import tyro
+
     arguments = list(sys.argv[1:] if args is None else args)
     default = _from_config(options, arguments)
     said = io.StringIO()
@@ -90,6 +91,8 @@ def _one_line(box: str) -> str:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's top-level map; ConfigError when it cannot be read or is not a map."""
+    import yaml
+
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: over 1 MiB, not a configuration")
@@ -111,6 +114,8 @@ def from_mapping(cls: type[T], mapping: dict[str, Any], where: str) -> T:
     Keys may be written with hyphens or underscores. A required field that the map lacks is left
     for the command line.
     """
+    import tyro
+
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -140,6 +145,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(part for part in inner if part is not type(None)), value, where)
     if origin is typing.Literal:
+        if isinstance(value, bool) and {"on", "off"} <= set(inner):
+            value = "on" if value else "off"  # as YAML reads either word
         if value in inner:
             return value
         raise ConfigError(f"{where}: {value!r} is none of {', '.join(map(repr, inner))}")

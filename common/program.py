@@ -21,7 +21,7 @@ from common.endpoints import address
 from common.stopping import stopping
 
 __all__ = ["Backoff", "Every", "OptionError", "Options", "ProgramError"]
-__all__ += ["check_number", "check_port", "open_socket", "parse", "resolve", "run"]
+__all__ += ["check_host", "check_number", "check_port", "open_socket", "parse", "resolve", "run"]
 
 logger = logging.getLogger("program")
 
@@ -144,6 +144,14 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     family, _, _, _, where = found[0]
     return family, where
+
+
+def check_host(host: str, port: int) -> None:
+    """Raise OptionError for a name that does not exist; one that may be there later is said."""
+    try:
+        resolve(host, port)
+    except TimeoutError as error:
+        logger.warning("%s; trying on", error)  # ZeroMQ looks it up again by itself
 
 
 def open_socket(

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _POLL_MS = 100
 _MAX_PARTS = 4
 _SMALL = 4096  # bytes; to copy so few costs less than to look at them where they are
-_MAX_UNMAPPED = 32
+_MAX_CAMERAS = 32  # of those that are left out
 # For an observation of a moment that is not quite now, and for what comes out of order: a quarter
 # of a second of frames; of states a third at the fastest rate, 1000 Hz: speeds are told from two.
 _FRAMES_KEPT = 8
@@ -176,18 +176,13 @@ class CameraInput(_ZmqInput):
         self._mapping, self._taps = mapping, taps
         self.views = {view: ViewStream(view) for view in views}
         self.unmapped: dict[str, int] = {}
+        self.unused: dict[str, int] = {}
 
     def _take(self, parts: list[Buffer], arrived_at: float) -> None:
         frame = wire.decode_camera(parts)
         view = view_of(frame.camera, self._mapping, self.views)
-        if view is None:
-            if frame.camera in self.unmapped or len(self.unmapped) < _MAX_UNMAPPED:
-                self.unmapped[frame.camera] = self.unmapped.get(frame.camera, 0) + 1
-                if self.unmapped[frame.camera] == 1:
-                    logger.warning(
-                        "camera %s is mapped to no view: its frames are ignored (config: views)",
-                        frame.camera,
-                    )
+        if view is None or view not in self.views:
+            self._leave_out(frame.camera, view)
             return
         stream = self.views[view]
         sent = frame.timestamp if frame.send_timestamp is None else frame.send_timestamp
@@ -199,6 +194,22 @@ class CameraInput(_ZmqInput):
         stream.put(stored)
         for tap in self._taps:
             tap.frame(view, stored)
+
+    def _leave_out(self, camera: str, view: str | None) -> None:
+        """Count a frame that nobody looks at, and say why at a camera's first."""
+        counts = self.unmapped if view is None else self.unused
+        if camera not in counts and len(counts) >= _MAX_CAMERAS:
+            return
+        counts[camera] = counts.get(camera, 0) + 1
+        if counts[camera] > 1:
+            return
+        if view is None:
+            logger.warning(
+                "camera %s is mapped to no view: its frames are ignored (config: views)", camera
+            )
+        else:
+            used = ", ".join(self.views)
+            logger.info("camera %s: %s is not used, this policy looks at %s", camera, view, used)
 
 
 class RobotInput(_ZmqInput):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-__all__ = ["action", "hold", "status", "vl_update", "waiting"]
+from common.wire import ActionSpace
+from receiver.latch import LatchedHold
+from receiver.options import Limits, StaleAfter
+
+__all__ = ["action", "guarding", "hold", "status", "vl_update", "waiting"]
 
 
 def vl_update(number: int, duration_s: float) -> str:
@@ -44,6 +48,38 @@ def waiting(
         f" | Sensor: {2 * samples >= window} ({samples}/{window})"
     )
     return line if robot is None else f"{line} | Robot: {robot}"
+
+
+def guarding(
+    space: ActionSpace, limits: Limits, stale: StaleAfter, latched: Sequence[LatchedHold]
+) -> list[str]:
+    """The banner's lines about what commands in `space` are cut down to, and what is a hold."""
+    corners = zip("xyz", limits.workspace_min_mm, limits.workspace_max_mm, strict=True)
+    box = ", ".join(f"{axis} {low:g} to {high:g}" for axis, low, high in corners)
+    if space == "pose_delta":
+        motion = [
+            f"Box of the reported pose: {box} mm",
+            f"Speed limits: {limits.position_speed_mm_s:g} mm/s along each axis, "
+            f"{limits.rotation_speed_deg_s:g} °/s of each angle",
+        ]
+    else:
+        tool = ", ".join(f"{value:g}" for value in limits.tool_mm)
+        ranges = zip(limits.joint_min_deg, limits.joint_max_deg, strict=True)
+        speeds = ", ".join(f"{value:g}" for value in limits.joint_speed_deg_s)
+        motion = [
+            f"Box of the tool: {box} mm; the tool: {tool} mm from the flange"
+            if limits.arm == "meca500"
+            else "Box of the tool: none (limits.arm)",
+            f"Joint ranges: {', '.join(f'{low:g} to {high:g}' for low, high in ranges)} °",
+            f"Speed limits: joints {speeds} °/s, {limits.joint_step_deg:g} ° a row",
+        ]
+    return [
+        *motion,
+        f"Force limit: {limits.force_n:g} N",
+        f"Stale after: view {stale.view_s:g} s, sensor {stale.sensor_s:g} s, "
+        f"robot {stale.robot_s:g} s, features {stale.features_s:g} s",
+        f"Latched holds: {', '.join(latched) or 'none'}",
+    ]
 
 
 def recording(on: bool, written_bytes: int, dropped: int, failure: str) -> str:

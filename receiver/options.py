@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from common import endpoints
 from common.kinematics import MECA500
@@ -13,6 +15,18 @@ from common.wire import ALINE_LENGTH
 from receiver.latch import LatchedHold
 
 __all__ = ["Limits", "Ports", "ReceiverOptions", "Recording", "StaleAfter"]
+
+
+def _check_port(option: str, port: int, lowest: int = 1) -> None:
+    """ValueError for what is no port: ZeroMQ would take its remainder, and listen there."""
+    if not lowest <= port <= 65_535:
+        raise ValueError(f"{option} must be from {lowest} to 65535, not {port}")
+
+
+def _check_above_0(option: str, value: float) -> None:
+    """ValueError for anything but a finite number above 0."""
+    if not 0 < value < math.inf:  # false for NaN too
+        raise ValueError(f"{option} must be a finite number above 0, not {value:g}")
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,13 @@ class Ports:
     action: int = endpoints.ACTION.port
     """TCP port that actions are published on."""
     time: int = endpoints.TIME.port
-    """TCP port at which senders ask for the time; their clocks are known better by it."""
+    """TCP port at which senders ask for the time; their clocks are known better by it. 0: none."""
+
+    def __post_init__(self) -> None:
+        """ValueError for a number that is no port."""
+        for one in fields(self):
+            lowest = 0 if one.name == "time" else 1
+            _check_port(f"--ports.{one.name}", getattr(self, one.name), lowest)
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,11 @@ class StaleAfter:
     """The robot's state."""
     features_s: float = 2.0
     """Age of the oldest image behind the features."""
+
+    def __post_init__(self) -> None:
+        """ValueError for a time that nothing would ever be older than."""
+        for one in fields(self):
+            _check_above_0(f"stale_after: {one.name}", getattr(self, one.name))
 
 
 @dataclass(frozen=True)
@@ -88,7 +113,10 @@ class Limits:
     """Above this the output is on hold."""
 
     def __post_init__(self) -> None:
-        """ValueError for limits that nothing can satisfy."""
+        """ValueError for limits that nothing can satisfy, or that would limit nothing."""
+        for one in fields(self):
+            if one.name != "arm" and not np.isfinite(getattr(self, one.name)).all():
+                raise ValueError(f"limits: {one.name} must be finite numbers")
         pairs = (
             ("joint_min_deg", "joint_max_deg"),
             ("workspace_min_mm", "workspace_max_mm"),
@@ -99,7 +127,7 @@ class Limits:
         if not self.gripper_min < self.gripper_max:
             raise ValueError("limits: gripper_min must be below gripper_max")
         positive = (*self.joint_speed_deg_s, self.joint_step_deg, self.position_speed_mm_s)
-        if not all(0 < v < math.inf for v in (*positive, self.rotation_speed_deg_s, self.force_n)):
+        if not all(v > 0 for v in (*positive, self.rotation_speed_deg_s, self.force_n)):
             raise ValueError("limits: speeds, steps and the force must be above 0")
 
 
@@ -199,12 +227,10 @@ class ReceiverOptions:
             raise ValueError(f"--vl-reuse must be at least 1, not {self.vl_reuse}")
         if not 0 < self.action_hz <= 1000:
             raise ValueError(f"--action-hz must be above 0 and at most 1000, not {self.action_hz}")
-        if self.duration is not None and not self.duration > 0:
-            raise ValueError(f"--duration must be above 0, not {self.duration}")
+        if self.duration is not None:
+            _check_above_0("--duration", self.duration)
+        if self.rerun_serve is not None:
+            _check_port("--rerun-serve", self.rerun_serve)
         if not 1 <= self.aline_length <= 16_000:
             raise ValueError("--aline-length must be 1 to 16000 so that a sample fits a datagram")
-        if not self.sensor_hz > 0:
-            raise ValueError("--sensor-hz must be above 0")
-        stale = self.stale_after
-        if not min(stale.view_s, stale.sensor_s, stale.robot_s, stale.features_s) > 0:
-            raise ValueError("the times after which a stream is stale must be above 0")
+        _check_above_0("--sensor-hz", self.sensor_hz)

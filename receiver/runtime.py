@@ -217,7 +217,7 @@ class Runtime:
         if source == endpoints.SENSOR.stream:
             return [self.sensor.clock]
         views = (view_of(name, self.options.views, self.cameras.views) for name in names)
-        return [self.cameras.views[view].clock for view in views if view is not None]
+        return [self.cameras.views[view].clock for view in views if view in self.cameras.views]
 
     @property
     def started(self) -> bool:

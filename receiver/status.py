@@ -32,6 +32,7 @@ def banner(run: Runtime) -> list[str]:
         f"Sensor window: {spec.sensor_window} samples x {spec.sensor_channels} channels",
         f"Action rate: {options.action_hz:g} Hz, {spec.rows} rows of {len(spec.columns)}"
         f" ({spec.space})",
+        *lines.guarding(spec.space, options.limits, options.stale_after, options.latch),
         f"VL reuse: {options.vl_reuse}",
         f"Slow loop: in a {run.encoder.where} of its own",
         f"Fusion strategy: {spec.fusion}",

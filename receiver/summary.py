@@ -68,6 +68,7 @@ def summarize(run: Runtime) -> dict[str, Any]:
         "frames_dropped_by_view": {view: stream.dropped for view, stream in views.items()},
         "frames_reordered": sum(stream.reordered for stream in views.values()),
         "frames_unmapped": dict(run.cameras.unmapped),
+        "frames_unused": dict(run.cameras.unused),
         "robot_states": run.robot.meter.total,
         "robot_hz": _rate(run.robot.meter.total - run.at_start.robot_states, duration),
         "sensor_hz": _rate(run.sensor.meter.total - run.at_start.samples, duration),

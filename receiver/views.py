@@ -11,20 +11,17 @@ _ZED = re.compile(r"ZED_(\d+)_(left|right)")
 
 
 def view_of(camera: str, mapping: Mapping[str, str], views: Collection[str]) -> str | None:
-    """The view that a camera's frames belong to, None when they are to be ignored.
+    """The view that a camera is, None for one that is no view: add it to the map.
 
     In this order: the camera's full name in the map; a name that is a view's; the serial number of
-    a ZED's left picture in the map; any name that holds OAK, where the map has that.
+    a ZED's left picture in the map; any name that holds OAK, where the map has that. `views` are
+    the policy's; one that is in the map alone is a view that the policy does not use.
     """
     if camera in mapping:
-        view: str | None = mapping[camera]
-    elif camera in views:
-        view = camera
-    elif zed := _ZED.fullmatch(camera):
+        return mapping[camera]
+    if camera in views or camera in mapping.values():
+        return camera
+    if zed := _ZED.fullmatch(camera):
         # The right picture of a stereo pair counts only when it is mapped by its full name.
-        view = mapping.get(zed[1]) if zed[2] == "left" else None
-    elif "OAK" in camera.upper():
-        view = mapping.get("OAK")
-    else:
-        view = None
-    return view if view in views else None
+        return mapping.get(zed[1]) if zed[2] == "left" else None
+    return mapping.get("OAK") if "OAK" in camera.upper() else None

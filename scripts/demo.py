@@ -18,15 +18,19 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
-from rich.table import Table
-
 from common import cli, endpoints
-from scripts.processes import ROOT, Program, start, stop_all, wait_for_any
-from scripts.scoreboard import Scoreboard, read_score
-from senders.drivers import DriverError
-from sim.model import RigConfig, build_model
-from sim.rendering import RigRenderer
+
+try:
+    from rich.console import Console
+    from rich.table import Table
+
+    from scripts.processes import ROOT, Program, start, stop_all, wait_for_any
+    from scripts.scoreboard import Scoreboard, read_score
+    from senders.drivers import DriverError
+    from sim.model import RigConfig, build_model
+    from sim.rendering import RigRenderer
+except ModuleNotFoundError as error:
+    cli.fail(f"{error.name} is missing: pip install '.[receiver,sim]'")
 
 POLICY = ROOT / "assets" / "insertion-policy"
 """Trained on the simulated rig, see docs/training.md."""

@@ -17,13 +17,17 @@ from typing import Literal
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TimeRemainingColumn as Remaining
-
 from common import cli
-from senders.drivers import DriverError
-from sim.demonstration_files import write_demonstrations
-from sim.demonstrations import Demonstrator
+
+try:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    from senders.drivers import DriverError
+    from sim.demonstration_files import write_demonstrations
+    from sim.demonstrations import Demonstrator
+except ModuleNotFoundError as error:
+    cli.fail(f"{error.name} is missing: pip install '.[sim]'")
 
 __all__ = ["FIRST_SEED", "main"]
 

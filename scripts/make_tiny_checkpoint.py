@@ -15,13 +15,17 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import cv2
-import numpy as np
-
 from common import cli
-from policies.base import PolicyError
-from policies.qwen_vla import save_policy
-from policies.qwen_vla.tiny import HOME_DEG, Calibration, make_tiny_policy
+
+try:
+    import cv2
+    import numpy as np
+
+    from policies.base import PolicyError
+    from policies.qwen_vla import save_policy
+    from policies.qwen_vla.tiny import HOME_DEG, Calibration, make_tiny_policy
+except ModuleNotFoundError as error:
+    cli.fail(f"{error.name} is missing: pip install '.[receiver]'")
 
 _SCENES = 24
 _WINDOWS_A_SCENE = 4
@@ -63,6 +67,8 @@ def main() -> int:
         save_policy(policy, options.out)
     except (PolicyError, ValueError, RuntimeError) as error:
         cli.fail(str(error))
+    except ModuleNotFoundError as error:  # of the rig, which is imported when it is asked for
+        cli.fail(f"{error.name} is missing: pip install '.[receiver,sim]'")
     print(f"{options.out}: {policy.spec.parameters:,} parameters, random weights")
     return 0
 

@@ -120,7 +120,10 @@ class ProfileOptions:
 
 
 def main() -> int:
-    """Measure, show, draw; the exit code: 1 when something failed, 130 when it was stopped."""
+    """Measure, show, draw; the exit code.
+
+    1 when something failed, 2 for an option or a missing package, 130 when it was stopped.
+    """
     options = cli.parse(ProfileOptions)
     out = wide_console()
     logging.getLogger("serving").setLevel(logging.CRITICAL)
@@ -146,7 +149,7 @@ def main() -> int:
     except (ProfileError, RigError) as error:
         cli.fail(str(error), 1)
     except ModuleNotFoundError as error:
-        cli.fail(f"{error.name} is missing: pip install '.[serving]'", 1)
+        cli.fail(f"{error.name} is missing: pip install '.[receiver,serving]'")
     except OSError as error:
         cli.fail(f"{error.filename or options.out}: {error.strerror}", 1)
     out.print(_table(profiles, options))
@@ -203,7 +206,8 @@ def _make_small(out: Path) -> None:
     finally:
         stop_all([maker])
     if code:
-        raise ProfileError(f"no policy could be made: {maker.last_words(1)}")
+        # 2 where it lacks a package, as here.
+        cli.fail(f"no policy could be made: {maker.last_words(1)}", 2 if code == 2 else 1)
 
 
 def _cells(profile: Profile, fps: float) -> list[str]:

@@ -56,7 +56,8 @@ class StudyOptions:
     out: Path = Path("runs/study")
     """Folder of the results; one that holds some is gone on with."""
     methods: tuple[str, ...] = USUAL
-    """sync, sync-ROWS, async-AGGREGATION, async-AGGREGATION@THRESHOLD, dual-REUSE."""
+    """sync, sync-ROWS, async-AGGREGATION, async-AGGREGATION@THRESHOLD, rtc, rtc-ROWS (with a
+    policy of scripts/train_flow.py), dual-REUSE."""
     latencies_ms: tuple[float, ...] = _LATENCIES_MS
     """Of the policy's slow half."""
     act_ms: float = 5.0

@@ -17,7 +17,12 @@ _MOST_AT_ONCE = 32
 
 
 class ActionStream:
-    """A subscription that connects by itself, again and again, as receivers come and go."""
+    """A subscription that connects by itself, again and again, as receivers come and go.
+
+    Attributes:
+        where: the address that it listens to.
+        refused: the actions that were not followed, by reason.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         """Connect; OptionError for an address that cannot be used."""
@@ -33,6 +38,7 @@ class ActionStream:
         }
         self._socket = open_socket(zmq.SUB, host, port, options, bind=False)
         self._socket.subscribe(endpoints.ACTION.topic)
+        self.where = f"{host}:{port}"
         self.refused = MalformedCounters()
 
     def poll(self) -> list[tuple[Action, float]]:

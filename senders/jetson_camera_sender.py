@@ -22,10 +22,10 @@ from common.clock import wall
 from common.program import (
     Every,
     OptionError,
+    check_host,
     check_number,
     check_port,
     open_socket,
-    resolve,
     run,
 )
 from common.wire import encode_camera
@@ -108,10 +108,7 @@ class CameraOptions:
 
 def connect(options: CameraOptions, views: int) -> zmq.Socket[bytes]:
     """A PUSH socket that holds about one picture a camera, and none while nobody is there."""
-    try:
-        resolve(options.server_ip, options.port)
-    except TimeoutError as error:
-        logger.warning("%s; trying on", error)  # ZeroMQ looks it up again by itself
+    check_host(options.server_ip, options.port)
     settings = {
         zmq.IMMEDIATE: 1,
         zmq.SNDHWM: max(views, 1),

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,8 +92,8 @@ def make(
     """Import the driver `name` and make it.
 
     It gets what the program offers as far as it takes that, and the user's `key=value` options.
-    Raises OptionError for an option it does not take or a package that is not there, ProgramError
-    when the device refuses.
+    Raises OptionError for an option it does not take or that is the program's to set, or a package
+    that is not there, ProgramError when the device refuses.
     """
     entry = table[name]
     module, _, attribute = entry.factory.partition(":")
@@ -105,10 +106,16 @@ def make(
     arguments = {key: value for key, value in offered.items() if key in takes}
     for text in given:
         key, equals, value = text.partition("=")
+        # Whether an arm moves, and how fast, must not be said in two places: one is overlooked.
+        if key in offered and key in takes:
+            raise OptionError(
+                f"driver {name}: {key} is not a driver's option, the program's own options set it: "
+                "see --help"
+            )
         if not equals or key not in takes:
             raise OptionError(
                 f"driver {name} does not take {text!r}; --driver-options: "
-                + (" ".join(f"{key}=…" for key in takes) or "none")
+                + (" ".join(f"{key}=…" for key in takes if key not in offered) or "none")
             )
         arguments[key] = _typed(name, key, value, takes[key].default)
     try:
@@ -125,7 +132,10 @@ def _typed(driver: str, key: str, text: str, default: object) -> Any:
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.lower()]
         if isinstance(default, (int, float)):
-            return type(default)(text)
+            number = type(default)(text)
+            if not math.isfinite(number):
+                raise OptionError(f"driver {driver}: {key} must be a finite number, not {text}")
+            return number
         if isinstance(default, (tuple, list)):
             return type(default)(text.split(","))
     except (KeyError, ValueError):

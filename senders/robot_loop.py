@@ -285,6 +285,8 @@ class RobotSender:
             hold = self._executor.holding or "no"
             ignored = self._actions.refused.total
             parts.append(f"actions {self._executor.accepted}, ignored {ignored} (hold: {hold})")
+            if not (self._executor.accepted or ignored):
+                parts.append(f"no action yet from {self._actions.where}")
         if not self._connected:
             parts.append(f"not connected ({self._condition.condition})")
         elif self._last is not None:

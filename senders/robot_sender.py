@@ -17,7 +17,7 @@ import zmq
 
 from common import endpoints
 from common.endpoints import address
-from common.program import check_number, check_port, open_socket, run
+from common.program import check_host, check_number, check_port, open_socket, run
 from common.typed import listen_for_leave
 from senders import registry, robots
 from senders.action_stream import ActionStream
@@ -69,6 +69,8 @@ class RobotOptions:
     """Fraction of the arm's top speeds that it may be moved with, above 0 and up to 1."""
     output_dir: Path = Path("dataset/Robot_Data")
     """Where the CSV file of the sampled states goes."""
+    config: Path | None = None
+    """YAML file with any of these options; the command line wins over it."""
     duration: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
     """Stop after so many seconds; without it, run until Ctrl+C."""
 
@@ -104,6 +106,7 @@ def send(options: RobotOptions, stop: threading.Event) -> None:
         _idle(stop)
         return
     name = registry.choose(robots.DRIVERS, options.driver)
+    check_host(options.action_host, options.action_port)
     # A robot that is only watched is neither activated nor homed.
     offered: dict[str, object] = {"moves": options.accept_actions}
     offered |= {"control_hz": options.rate_hz, "speed_scale": options.speed_scale}

@@ -25,7 +25,7 @@ try:
     from gymnasium import spaces
 except ModuleNotFoundError:
     raise ModuleNotFoundError(
-        "the rig as an environment needs gymnasium: pip install 'dualrate[gym,sim]'",
+        "the rig as an environment needs gymnasium: pip install '.[gym,sim]'",
         name="gymnasium",
     ) from None
 

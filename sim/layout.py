@@ -40,6 +40,7 @@ class RigConfig:
     tissue: TissueKind = "regular"
     # The swing's reach to either side; 0 keeps the surface still. Irregular, it has the same RMS.
     tissue_amplitude_mm: float = 1.5
+    # How often a second it swings; irregular, the middle of its band of frequencies.
     tissue_hz: float = 1.0
     # Mean distance from the port to the tissue surface behind it.
     tissue_depth_mm: float = 8.0

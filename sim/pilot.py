@@ -13,18 +13,22 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-
 from common import cli
-from common.clock import Ticker
-from common.endpoints import RIG_COMMAND, RIG_STATE
-from common.stopping import stopping
-from senders.drivers import DriverError
-from sim.drivers import SimRobot
-from sim.expert import Expert
-from sim.layout import Layout
-from sim.link import RigLink
-from sim.messages import RigState
+
+try:
+    import numpy as np
+
+    from common.clock import Ticker
+    from common.endpoints import RIG_COMMAND, RIG_STATE
+    from common.stopping import stopping
+    from senders.drivers import DriverError
+    from sim.drivers import SimRobot
+    from sim.expert import Expert
+    from sim.layout import Layout
+    from sim.link import RigLink
+    from sim.messages import RigState
+except ModuleNotFoundError as error:
+    cli.fail(f"{error.name} is missing: pip install '.[sim]'")
 
 __all__ = ["Pilot", "main"]
 

@@ -18,19 +18,24 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-import tyro
-import zmq
-
 from common import cli
-from common.clock import Tick, Ticker, wall
-from common.endpoints import RIG_COMMAND, RIG_STATE, address
-from common.stopping import stopping
-from sim.layout import RigConfig
-from sim.messages import MAX_COMMAND_BYTES, Command, RigState, decode_command, encode_state
-from sim.rig import InsertionRig, Reading
-from sim.scoring import Score
-from sim.trace import Trace
+
+try:
+    import numpy as np
+    import tyro
+    import zmq
+
+    from common.clock import Tick, Ticker, wall
+    from common.endpoints import RIG_COMMAND, RIG_STATE, address
+    from common.program import OptionError, check_number, check_port
+    from common.stopping import stopping
+    from sim.layout import RigConfig
+    from sim.messages import MAX_COMMAND_BYTES, Command, RigState, decode_command, encode_state
+    from sim.rig import InsertionRig, Reading
+    from sim.scoring import Score
+    from sim.trace import Trace
+except ModuleNotFoundError as error:
+    cli.fail(f"{error.name} is missing: pip install '.[sim]'")
 
 __all__ = ["RigServer", "ServerOptions", "main"]
 
@@ -39,6 +44,7 @@ _SAMPLE_EVERY = 2  # the force sensor samples at 650 Hz
 _MAX_BEHIND_S = 0.1
 _REPORT_S = 5.0
 _EPISODE_S = 15.0
+_LONGEST_S = 1e9
 # So long after an episode began, commands are still those of the episode before: who sends them
 # has not heard of it yet.
 _DEAF_S = 0.05
@@ -54,7 +60,9 @@ class ServerOptions:
     seed: int = 0
     # Address to bind; 0.0.0.0 for drivers on other machines.
     host: str = "127.0.0.1"
+    # TCP port that states are published on.
     state_port: int = RIG_STATE.port
+    # TCP port on which commands are taken.
     command_port: int = RIG_COMMAND.port
     # Stop after so many seconds; 0 runs until interrupted.
     duration: float = 0.0
@@ -71,6 +79,16 @@ class ServerOptions:
     score: Path | None = None
     # The rig itself.
     rig: tyro.conf.OmitArgPrefixes[RigConfig] = field(default_factory=RigConfig)
+
+    def check(self) -> None:
+        """Raise OptionError for a value that cannot be used."""
+        if not 0 <= self.seed < 2**31:
+            raise OptionError("--seed must be within 0 to 2147483647")
+        check_port("--state-port", self.state_port)
+        check_port("--command-port", self.command_port)
+        check_number("--duration", self.duration, 0, _LONGEST_S)
+        check_number("--episode-s", self.episode_s, 0, _LONGEST_S)
+        check_number("--linger-s", self.linger_s, 0, _LONGEST_S)
 
 
 class RigServer:
@@ -262,11 +280,12 @@ class RigServer:
 
 def main(options: ServerOptions) -> int:
     """Run the rig; the exit code: 0 after a clean stop, 2 when it could not start."""
-    if not 0 <= options.seed < 2**31:
-        print("rig: --seed must be within 0 to 2147483647", file=sys.stderr)
-        return 2
     try:
+        options.check()
         server = RigServer(options)
+    except OptionError as error:
+        print(f"rig: {error}", file=sys.stderr)
+        return 2
     except zmq.ZMQError as error:
         print(
             f"rig: cannot bind {address(options.host, options.state_port)} and "

@@ -240,12 +240,10 @@ def with_rows(checkpoint: Path, rows: int, out: Path) -> None:
     time that such a policy would take. What it says means nothing.
 
     Raises:
-        ProfileError: what is no policy of this project, or PyTorch is missing.
+        ProfileError: what is no policy of this project.
     """
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise ProfileError(f"{error.name} is missing: pip install '.[receiver]'") from None
+    import torch
+
     from policies.base import PolicyError
     from policies.qwen_vla import FastParts, QwenVlaPolicy, load_policy, save_policy
     from policies.qwen_vla.action_expert import ActionExpert

@@ -10,6 +10,6 @@ DRIVERS = {
     "replay": DriverEntry("senders.robots.replay:ReplayRobot", "the robot of a recorded session", real=False),  # noqa: E501
     "sim": DriverEntry("sim.drivers:SimRobot", "the simulated rig", needs="mujoco", extra="sim", real=False),  # noqa: E501
     "synthetic": DriverEntry("senders.robots.synthetic:SyntheticRobot", "made-up robot, for trying out", real=False),  # noqa: E501
-    "lerobot": DriverEntry("senders.robots.lerobot_arm:LeRobotArm", "arms that LeRobot knows, e.g. SO-101", needs="lerobot", extra="lerobot"),  # noqa: E501
+    "lerobot": DriverEntry("senders.robots.lerobot_arm:LeRobotArm", "arms that LeRobot knows, e.g. SO-101", needs="lerobot", extra="lerobot", install="pip install '.[lerobot]' with Python 3.12"),  # noqa: E501
 }
 # fmt: on

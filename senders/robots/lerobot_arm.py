@@ -199,6 +199,8 @@ class LeRobotArm:
         speed = speed * count if len(speed) == 1 else speed
         if not len(low) == len(high) == len(speed) == count:
             raise DriverError(f"joint_min, joint_max and joint_speed need {count} values each")
+        if not all(map(math.isfinite, (*low, *high, *speed))):
+            raise DriverError("joint_min, joint_max and joint_speed must be finite numbers")
         if not all(a < b for a, b in zip(low, high, strict=True)) or not min(speed) > 0:
             raise DriverError("joint_min must be below joint_max, and joint_speed above 0")
         unused = (0.0,) * (_WIRE_JOINTS - count)

@@ -34,6 +34,7 @@ logging.getLogger("mecademicpy").setLevel(logging.CRITICAL)
 
 _CLEARED_IN_S = 0.5
 _ALREADY_IN_ERROR = 1011
+_HUNG_UP = "has no attribute 'id'"  # what the library makes of an end before any welcome
 _SMALLEST = 1e-4  # of a velocity: the robot does not read "1e-05"
 
 _ERROR_CODES = frozenset(
@@ -241,4 +242,9 @@ class Meca500:
         text = " ".join(str(error).split()) or type(error).__name__
         if f"id={int(codes.MxRobotStatusCode.MX_ST_USER_ALREADY)}," in text:
             return f"the robot at {self._address} is controlled by another program: close that"
+        if _HUNG_UP in text:
+            return (
+                f"what answers at {self._address} ends the connection at once: it is no Meca500, "
+                "or busy with another program"
+            )
         return f"the robot at {self._address} does not answer as it should: {text}"

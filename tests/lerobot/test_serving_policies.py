@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import sys
@@ -341,6 +342,24 @@ def test_weights_come_from_safetensors_alone(act: Path, tmp_path: Path) -> None:
     assert error.kind == "not_found" and "safetensors" in str(error)
     weights.write_bytes(b"\x80\x04not safetensors")
     assert refused("act", folder).kind == "bad_policy"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is not None, reason="what these need is here"
+)
+@pytest.mark.parametrize(
+    ("kind", "extra"), [("smolvla", "smolvla"), ("pi0", "pi"), ("pi05", "pi"), ("groot", "groot")]
+)
+def test_a_type_that_needs_a_package_says_what_installs_it(
+    act: Path, tmp_path: Path, kind: str, extra: str
+) -> None:
+    from lerobot.policies import make_policy_config
+
+    folder = copy_of(act, tmp_path)
+    make_policy_config(kind, device="cpu").save_pretrained(folder)
+    error = refused(kind, folder)
+    assert error.kind == "bad_policy" and f"pip install 'lerobot[{extra}]'" in str(error)
+    assert "\n" not in str(error)
 
 
 def test_robots_that_do_not_fit_are_told_what_would(act: Path, served: ServedPolicy) -> None:

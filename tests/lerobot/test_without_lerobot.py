@@ -83,5 +83,5 @@ def test_without_the_library_the_user_is_told_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(OptionError, match=r"needs lerobot: pip install '\.\[lerobot\]'"):
+    with pytest.raises(OptionError, match=r"pip install '\.\[lerobot\]' with Python 3\.12"):
         registry.choose(robots.DRIVERS, "lerobot")

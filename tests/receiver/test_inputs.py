@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -195,7 +196,7 @@ class TestSensor:
 class TestCameras:
     @pytest.fixture
     def cameras(self, context: zmq.Context[Any]) -> CameraInput:
-        views, mapping = ("View1", "View2"), {"77": "View2"}
+        views, mapping = ("View1", "View2"), {"77": "View2", "78": "View9"}
         port = free_ports(1)[0]
         return CameraInput(context, "127.0.0.1", port, views, mapping, MalformedCounters())
 
@@ -232,6 +233,26 @@ class TestCameras:
         assert cameras.views["View1"].newest.get() is None
         # Nobody's names fill the memory.
         assert len(cameras.unmapped) == 32
+
+    def test_a_view_that_the_policy_does_not_use_is_no_mistake(
+        self, cameras: CameraInput, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        for seq in range(3):
+            cameras._take(self.frame(seq, "ZED_78_left"), START + seq)
+        cameras._take(self.frame(1, "stranger"), START)
+        said = [(record.levelname, record.getMessage()) for record in caplog.records]
+        assert said == [
+            (
+                "INFO",
+                "camera ZED_78_left: View9 is not used, this policy looks at View1, View2",
+            ),
+            (
+                "WARNING",
+                "camera stranger is mapped to no view: its frames are ignored (config: views)",
+            ),
+        ]
+        assert (cameras.unused, cameras.unmapped) == ({"ZED_78_left": 3}, {"stranger": 1})
 
     def test_a_late_frame_takes_its_place_and_replaces_none(self, cameras: CameraInput) -> None:
         for seq in (0, 1, 3, 2):

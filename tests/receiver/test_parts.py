@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from receiver.actions import ActionRecord
 from receiver.features import FeatureUpdate, UpdateClock
 from receiver.folders import SessionFolders
 from receiver.histogram import Histogram
-from receiver.options import RIG_VIEWS, ReceiverOptions
+from receiver.options import RIG_VIEWS, Limits, ReceiverOptions, StaleAfter
 from receiver.results import ResultsWriter
 from receiver.threads import Latest, Worker
 from receiver.views import view_of
@@ -52,7 +53,13 @@ def test_a_full_name_in_the_map_wins() -> None:
     mapping = {"ZED_41182735_right": "View2", "OAK": "View9", "webcam": "View1"}
     assert view_of("ZED_41182735_right", mapping, VIEWS) == "View2"
     assert view_of("webcam", mapping, VIEWS) == "View1"
-    assert view_of("OAK", mapping, VIEWS) is None  # the policy has no such view
+    assert view_of("OAK", mapping, VIEWS) == "View9"  # though the policy has no such view
+
+
+def test_a_view_of_the_map_is_one_though_the_policy_does_not_use_it() -> None:
+    assert view_of("View1", RIG_VIEWS, ("View3", "View4")) == "View1"
+    assert view_of("ZED_41182735_left", RIG_VIEWS, ("View3", "View4")) == "View1"
+    assert view_of("View1", {}, ("View3", "View4")) is None
 
 
 @settings(deadline=None, max_examples=50)
@@ -133,6 +140,23 @@ def test_lines_are_those_that_log_readers_know() -> None:
         "Robot: J1=45.23°, Px=123.45mm",
     ]
     assert block[0].startswith("--- Status (")
+    joints = lines.guarding("joint_delta", Limits(), StaleAfter(), ("emergency_stop", "error"))
+    assert joints == [
+        "Box of the tool: x -330 to 330, y -330 to 330, z 0 to 500 mm; "
+        "the tool: 0, 0, 0 mm from the flange",
+        "Joint ranges: -175 to 175, -70 to 90, -135 to 70, -170 to 170, -115 to 115, "
+        "-36000 to 36000 °",
+        "Speed limits: joints 45, 45, 45, 90, 90, 90 °/s, 5 ° a row",
+        "Force limit: 3 N",
+        "Stale after: view 2 s, sensor 0.5 s, robot 0.5 s, features 2 s",
+        "Latched holds: emergency_stop, error",
+    ]
+    pose = lines.guarding("pose_delta", Limits(force_n=2.5), StaleAfter(), ())
+    assert pose[0] == "Box of the reported pose: x -330 to 330, y -330 to 330, z 0 to 500 mm"
+    assert pose[1] == "Speed limits: 100 mm/s along each axis, 90 °/s of each angle"
+    assert (pose[2], pose[-1]) == ("Force limit: 2.5 N", "Latched holds: none")
+    bare = lines.guarding("joint_position", Limits(arm="none"), StaleAfter(), ())
+    assert bare[0] == "Box of the tool: none (limits.arm)"
     assert lines.recording(True, 5 << 20, 0, "") == "Recording: on | 5.0 MB | dropped: 0"
     assert lines.recording(False, 0, 3, "full") == "Recording: stopped: full | 0.0 MB | dropped: 3"
 
@@ -193,6 +217,9 @@ class TestOptions:
             (["--checkpoint", "x", "--vl-reuse", "0"], "at least 1"),
             (["--checkpoint", "x", "--action-hz", "0"], "above 0"),
             (["--checkpoint", "x", "--duration", "-1"], "--duration"),
+            (["--checkpoint", "x", "--duration", "inf"], "--duration"),
+            (["--checkpoint", "x", "--sensor-hz", "inf"], "--sensor-hz"),
+            (["--checkpoint", "x", "--rerun-serve", "70000"], "--rerun-serve must be from 1"),
             (["--checkpoint", "x", "--config", "/no/such.yaml"], "cannot be read"),
         ],
     )
@@ -205,6 +232,47 @@ class TestOptions:
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
+
+    @pytest.mark.parametrize("bad", [".nan", ".inf", "-.inf"])
+    @pytest.mark.parametrize(
+        ("group", "name", "place", "count"),
+        [
+            (group, one.name, place, count)
+            for group, made in (("stale_after", StaleAfter()), ("limits", Limits()))
+            for one in fields(made)
+            if one.name != "arm"
+            for count in [np.size(getattr(made, one.name))]
+            for place in range(count)
+        ],
+    )
+    def test_no_number_that_guards_may_be_nan_or_infinite(
+        self, tmp_path: Path, group: str, name: str, place: int, count: int, bad: str
+    ) -> None:
+        made = StaleAfter() if group == "stale_after" else Limits()
+        values = [str(float(v)) for v in np.atleast_1d(getattr(made, name))]
+        values[place] = bad
+        text = f"[{', '.join(values)}]" if count > 1 else bad
+        config = tmp_path / "rig.yaml"
+        config.write_text(f"{group}: {{{name}: {text}}}")
+        with pytest.raises(cli.ConfigError, match=rf"{group}: {name} must be") as refused:
+            cli.read(ReceiverOptions, ["--config", str(config), "--checkpoint", "x"])
+        assert "\n" not in str(refused.value)
+
+    def test_several_nans_are_no_way_around_either(self, tmp_path: Path) -> None:
+        config = tmp_path / "rig.yaml"
+        config.write_text("stale_after: {sensor_s: .nan, robot_s: .nan, features_s: .nan}")
+        with pytest.raises(cli.ConfigError, match="stale_after: sensor_s must be"):
+            cli.read(ReceiverOptions, ["--config", str(config), "--checkpoint", "x"])
+
+    @pytest.mark.parametrize("port", [-1, 0, 65_536, 99_999])
+    @pytest.mark.parametrize("name", ["camera", "robot", "sensor", "action", "time"])
+    def test_a_number_that_is_no_port_is_refused(self, name: str, port: int) -> None:
+        arguments = ["--checkpoint", "x", f"--ports.{name}", str(port)]
+        if (name, port) == ("time", 0):
+            assert cli.read(ReceiverOptions, arguments).ports.time == 0
+            return
+        with pytest.raises(cli.ConfigError, match=rf"--ports\.{name} must be from \d to 65535"):
+            cli.read(ReceiverOptions, arguments)
 
 
 def record(number: int, episode: int = 1) -> ActionRecord:

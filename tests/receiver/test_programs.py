@@ -175,7 +175,8 @@ def test_a_run_ends_by_itself_with_its_files_and_its_summary(setup: Setup) -> No
     assert [a.seq for a in published] == sorted({a.seq for a in published})
     assert published[-1].hold
     assert published[-1].reason == "stopped"
-    for line in ("Device: cpu", "VL reuse: 4", "Fusion strategy: concat", "Save data: False"):
+    told = ("Device: cpu", "VL reuse: 4", "Fusion strategy: concat", "Save data: False")
+    for line in (*told, "Force limit: 3 N", "Latched holds: emergency_stop, error"):
         assert line in receiver.text
     assert "Sensor Clock Offset Calibrated: " in receiver.text
     assert "Slow loop: in a process of its own" in receiver.text

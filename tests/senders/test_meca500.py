@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from senders.robots.meca500_motion import (
 )
 from tests.senders.fake_meca500 import (
     CONNECTION_DROPPED,
+    CONTROL_PORT,
     ESTOP,
     HOME,
     PSTOP2,
@@ -613,6 +615,23 @@ def test_another_arm_is_not_taken_for_a_meca500(
     with pytest.raises(DriverError, match="MCA250"):
         driver(robot).open()
     assert robot.count("ActivateRobot") == 0
+
+
+def test_what_hangs_up_is_no_meca500_or_busy(driver: Any) -> None:
+    somebody = FakeMeca500(host=own_address())  # in whose place something else listens
+    with socket.socket() as listening:
+        listening.bind((somebody.host, CONTROL_PORT))
+        listening.listen()
+
+        def hang_up() -> None:
+            listening.accept()[0].close()
+
+        hanging_up = threading.Thread(target=hang_up)
+        hanging_up.start()
+        with pytest.raises(DriverError, match="it is no Meca500, or busy") as found:
+            driver(somebody).open()
+        hanging_up.join(20)
+    assert somebody.host in str(found.value) and "attribute" not in str(found.value)
 
 
 def test_nobody_there_is_one_line(driver: Any) -> None:

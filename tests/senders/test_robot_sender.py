@@ -332,6 +332,8 @@ class Refused(list[str]):
 class Actions:
     """Stands for the stream of actions."""
 
+    where = "nowhere:1"
+
     def __init__(self) -> None:
         self.waiting: list[Action] = []
         self.refused = Refused()

@@ -6,13 +6,14 @@ import dataclasses
 import importlib
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.program import OptionError
-from senders import cameras, registry, robots, sensors
+from senders import cameras, registry, robot_sender, robots, sensors
 from senders.registry import DriverEntry
 
 PROGRAMS = ["robot_sender", "jetson_camera_sender", "force_sensor_sender"]
@@ -26,7 +27,8 @@ def on(script: str) -> tuple[str, ...]:
 def test_help_shows_every_option(call: Any, script: str) -> None:
     done = call(script, "--help")
     assert done.returncode == 0
-    assert "--driver" in done.stdout and "--duration" in done.stdout and "_hz" not in done.stdout
+    assert all(option in done.stdout for option in ("--driver", "--config", "--duration"))
+    assert "_hz" not in done.stdout
 
 
 @pytest.mark.parametrize("script", PROGRAMS)
@@ -57,6 +59,7 @@ def test_a_bad_option_is_one_line_and_exit_2(
         ("robot_sender", "--host-bind", "999.0.0.1"),
         ("robot_sender", "--speed-scale", "2"),
         ("robot_sender", "--output-dir", "/proc/no"),
+        ("robot_sender", "--action-host", "no..host"),
         ("jetson_camera_sender", "--quality", "0"),
         ("jetson_camera_sender", "--server-ip", "no..host"),
         ("jetson_camera_sender", "--cameras", "a,a"),
@@ -122,6 +125,24 @@ def test_a_drivers_options_may_be_a_map_in_the_file(call: Any, tmp_path: Path) -
     assert call("force_sensor_sender", "--config", config).returncode == 0
 
 
+def test_the_robots_options_may_stand_in_a_file(call: Any, tmp_path: Path, free_port: Any) -> None:
+    config = tmp_path / "robot.yaml"
+    config.write_text(f"robot: on\ndriver: synthetic\nport: {free_port()}\nspeed_scale: 2\n")
+    done = call("robot_sender", "--config", config)
+    assert done.returncode == 2 and "--speed-scale must be from 0.001 to 1, not 2" in done.stderr
+    done = call("robot_sender", "--config", config, "--speed-scale", "0.1", "--duration", "0.2")
+    assert done.returncode == 0 and "driver synthetic, publishing" in done.stdout
+
+
+def test_a_receiver_that_was_never_heard_is_said(call: Any, free_port: Any) -> None:
+    nobody = free_port()
+    where = ("--port", free_port(), "--action-host", "127.0.0.1", "--action-port", nobody)
+    options = (*on("robot_sender"), "--driver", "synthetic", *where, "--duration", "0.3")
+    done = call("robot_sender", *options, "--accept-actions")
+    assert f"| no action yet from 127.0.0.1:{nobody} |" in done.stdout
+    assert "no action yet" not in call("robot_sender", *options).stdout
+
+
 @pytest.mark.parametrize("script", PROGRAMS)
 def test_without_a_device_a_driver_must_be_named(start: Any, tmp_path: Path, script: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
@@ -164,6 +185,31 @@ def test_a_driver_gets_what_it_takes_in_its_own_types() -> None:
     assert robot._sway_deg == 4.0 and isinstance(robot._sway_deg, float)
     with pytest.raises(OptionError, match="sway_deg must be a float"):
         registry.make({"r": PLAIN}, "r", {}, ["sway_deg=wide"])
+    for value in ("nan", "inf", "-inf"):
+        with pytest.raises(OptionError, match="sway_deg must be a finite number"):
+            registry.make({"r": PLAIN}, "r", {}, [f"sway_deg={value}"])
+
+
+def test_what_the_program_sets_is_no_drivers_option() -> None:
+    offered = {"sway_hz": 0.1, "moves": False}
+    with pytest.raises(OptionError, match=r"sway_hz is not a driver's option.*see --help"):
+        registry.make({"r": PLAIN}, "r", offered, ["sway_hz=1"])
+    with pytest.raises(OptionError) as refused:
+        registry.make({"r": PLAIN}, "r", offered, ["colour=red"])
+    assert str(refused.value).endswith("--driver-options: sway_deg=… episode_s=…")
+    # What this driver does not take is unknown to it, whoever offers it.
+    with pytest.raises(OptionError, match="does not take 'moves=true'"):
+        registry.make({"r": PLAIN}, "r", offered, ["moves=true"])
+
+
+@pytest.mark.parametrize("given", ["moves=true", "speed_scale=1", "control_hz=10"])
+def test_an_arm_is_not_let_loose_by_its_drivers_options(given: str, tmp_path: Path) -> None:
+    pytest.importorskip("mecademicpy")
+    options = robot_sender.RobotOptions("on", "meca500", (given,), output_dir=tmp_path)
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(OptionError, match=f"{given.partition('=')[0]} is not a driver's option"):
+        robot_sender.send(options, stopped)
 
 
 @pytest.mark.parametrize("table", [robots.DRIVERS, cameras.DRIVERS, sensors.DRIVERS])

@@ -236,4 +236,4 @@ def test_the_rest_of_the_rig_needs_no_gymnasium() -> None:
         timeout=120,
         check=True,
     )
-    assert out.stdout.strip().endswith("pip install 'dualrate[gym,sim]'"), out.stderr
+    assert out.stdout.strip().endswith("pip install '.[gym,sim]'"), out.stderr

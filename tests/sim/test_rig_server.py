@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 import zmq
 
+from common import cli
 from common.endpoints import RIG_STATE, address
+from common.program import OptionError
 from sim.layout import HOME_DEG
 from sim.link import RigLink
 from sim.messages import RigState
+from sim.rig_server import ServerOptions
 from sim.trace import COLUMNS
 from tests.sim.conftest import Rig
 from tests.support import Child, free_ports, wait_until
@@ -187,8 +190,38 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(
     second = program("sim/rig_server.py", *ports)
     assert second.end(30) == 2
     assert len(second.lines) == 1 and str(first.state_port) in second.text
-    bad_seed = program("sim/rig_server.py", "--seed", "-1")
-    assert bad_seed.end(30) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--seed", "-1", "--seed must be"),
+        # ZeroMQ would take 99999 for 34463, and -1 for 65535.
+        ("--state-port", "99999", "--state-port must be from 1 to 65535"),
+        ("--command-port", "-1", "--command-port must be from 1 to 65535"),
+        ("--duration", "nan", "--duration must be"),
+        ("--episode-s", "nan", "--episode-s must be"),
+        ("--linger-s", "inf", "--linger-s must be"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(option: str, value: str, said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        cli.read(ServerOptions, [option, value]).check()
+
+
+def test_a_refused_option_is_one_line_and_exit_code_2(program: Callable[..., Child]) -> None:
+    refused = program("sim/rig_server.py", "--state-port", "99999", "--duration", "0.1")
+    assert refused.end(30) == 2
+    assert refused.text == "rig: --state-port must be from 1 to 65535, not 99999"
+
+
+def test_no_two_options_are_described_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.read(ServerOptions, ["--help"])
+    told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    described = re.findall(r"--[a-z-]+ \S+ ([A-Z].+?) \(default", told)
+    assert len(described) > 15
+    assert len(set(described)) == len(described)
 
 
 def test_trace_episodes_and_duration(rig: StartRig, tmp_path: Path) -> None:
