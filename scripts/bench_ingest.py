@@ -129,8 +129,8 @@ def _row(
     )
 
 
-def processor_time(options: IngestOptions, how: str) -> tuple[list[Comparison], list[list[float]]]:
-    """Processor seconds a second of a receiver under a whole rig's load; `how` frames come."""
+def processor_time(options: IngestOptions, kind: str) -> tuple[list[Comparison], list[list[float]]]:
+    """Processor seconds a second of a receiver under a whole rig's load, of that `kind`."""
     offset, image_size = options.port_offset, options.image_size
     makers: list[Callable[[], Side]] = [lambda: Ours(offset, image_size), lambda: Theirs(offset)]
     used: list[list[float]] = [[], []]
@@ -148,9 +148,9 @@ def processor_time(options: IngestOptions, how: str) -> tuple[list[Comparison], 
             used[index].append(spent_s * _FRAMES_HZ / max(taken, 1))
             frames[index] += taken
     a, b = (statistics.median(values) for values in used)
-    row = _row(f"processor time for 5 x 30 frames of 1280x720, {how}", a, b, 1e3, "ms/s", 6.0)
+    row = _row(f"processor time for 5 x 30 frames of 1280x720, {kind}", a, b, 1e3, "ms/s", 6.0)
     rates = [f"{count / (options.seconds * options.turns):.0f}/s" for count in frames]
-    return [row, Comparison(f"frames taken in of 150/s, {how}", rates[0], rates[1])], used
+    return [row, Comparison(f"frames taken in of 150/s, {kind}", rates[0], rates[1])], used
 
 
 def _wait_for_load(side: Side) -> None:
@@ -236,11 +236,11 @@ def main() -> int:
     rows = [parsed, window()]
     options.output.plots.mkdir(parents=True, exist_ok=True)
     with _load(options):
-        more, used = processor_time(options, "one after the other")
+        more, used = processor_time(options, "free-running cameras")
         lost, shares = loss(options)
-    # As this project's sender takes them: then they also arrive together.
+    # Only the frames of triggered cameras arrive together: the sender leaves others their phase.
     with _load(options, "--together"):
-        more += processor_time(options, "all at one instant")[0]
+        more += processor_time(options, "triggered cameras")[0]
     rows += [*more, lost]
     report("taking the streams in, against the loop that rigs run today", rows, options.output)
     plot(Figures(parsing_s, used, shares), options.output.plots / "ingest.png")

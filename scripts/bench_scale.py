@@ -124,20 +124,21 @@ def _show(points: Sequence[Point]) -> None:
 
 
 def _rows(points: Sequence[Point]) -> list[Comparison]:
-    """A row a sweep: cost at its end against its beginning."""
+    """A row a point: what it costs against the first of its sweep."""
     rows = []
     for sweep in dict.fromkeys(point.sweep for point in points):
-        first, *_, last = [point for point in points if point.sweep == sweep] * 2
-        a, b = first.run, last.run
-        figures = [
-            f"{run.cpu_ms_s:.0f} ms/s, lateness p99 {run.percentile(99):.2f} ms, "
-            f"{100 * point.lost:.1f}% lost"
-            for point, run in ((last, b), (first, a))
-        ]
-        name = f"receiver's processor time, {sweep} {last.value} against {first.value}"
-        ratio = b.cpu_ms_s / max(a.cpu_ms_s, 1e-9)
-        rows.append(Comparison(name, figures[0], figures[1], ratio))
+        first, *more = [point for point in points if point.sweep == sweep]
+        for point in more or [first]:
+            name = f"receiver's processor time, {sweep} {point.value} against {first.value}"
+            ratio = point.run.cpu_ms_s / max(first.run.cpu_ms_s, 1e-9)
+            rows.append(Comparison(name, _figure(point), _figure(first), ratio))
     return rows
+
+
+def _figure(point: Point) -> str:
+    run = point.run
+    said = f"{run.cpu_ms_s:.0f} ms/s, lateness p99 {run.percentile(99):.2f} ms"
+    return f"{said}, {100 * point.lost:.1f}% lost" + (", all cores used" if point.full else "")
 
 
 def draw(points: Sequence[Point], folder: Path) -> Path:

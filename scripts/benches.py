@@ -15,8 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["BenchOutput", "Comparison", "add_rows", "read_rows", "report", "show", "wide_console"]
+from scripts.processes import ROOT
 
+__all__ = ["SOAK", "SOAK_GOAL", "BenchOutput", "Comparison", "add_rows", "read_rows", "report"]
+__all__ += ["show", "wide_console"]
+
+SOAK, SOAK_GOAL = ROOT / "runs" / "soak.json", "no miss in an hour"
+"""Where `make soak` leaves its row, and what is asked of it."""
 _FILE_WIDTH = 150
 
 

@@ -9,6 +9,8 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from scripts.chunking_model import Conditions, Outcome, Setting, jerk_rms, on_ticks, ticks_of
 from scripts.command_log import CommandLog, read_commands
 from scripts.network_proxy import NetworkProxy
@@ -100,38 +102,46 @@ class RealSweep:
             )
             self._wait_for_motion(client)
             time.sleep(seconds)
+            until = time.monotonic()
             self._rig.stop(client)
             summary = self._rig.summary(name)
         except RigError as error:
             raise SweepError(self._rig.why(error)) from None
-        return outcome_of(setting, given.fps, read_commands(self._rig.record(name)), summary)
+        return outcome_of(setting, given.fps, read_commands(self._rig.record(name)), summary, until)
 
     def _wait_for_motion(self, client: Program) -> None:
         """Until the control loop runs; it asks for its first chunk in its first tick."""
         self._rig.wait_for_words(client, "[CLIENT] running", _START_S)
 
 
-def outcome_of(setting: Setting, fps: float, log: CommandLog, summary: dict[str, Any]) -> Outcome:
-    """What a record and a client's summary say of a setting, from the first motion on."""
-    moves_at = log.moves_at
+def outcome_of(
+    setting: Setting, fps: float, log: CommandLog, summary: dict[str, Any], until: float
+) -> Outcome:
+    """What a record and a client's summary say of a setting, from the first motion on.
+
+    `until` (monotonic seconds) is when the client was told to stop: a hold after that is the end's.
+    """
     answer_ms = summary["round_trip_ms"]["p50"]
-    if len(moves_at) < 2:
+    begin = float(log.moves_at[0]) if len(log.moves_at) else math.inf
+    running = log.between(begin, until)
+    moves = np.flatnonzero(running.is_move)
+    if len(moves) < 2:
         return Outcome(setting, 1.0, 0.0, summary["control_hz"], math.nan, math.nan, 0, 0.0)
-    begin, end = float(moves_at[0]), float(log.at[-1])
-    ticks = int(ticks_of(moves_at, 1 / fps)[-1]) + 1
-    # The last command is the hold at the end, which comes within the last action's period.
-    ticks += max(0, math.floor((end - float(moves_at[-1])) * fps - 0.5))
-    pauses = ticks - len(moves_at)
-    # Ticks that the computer was too busy for are the rate's fault, not the queue's.
-    empty = max(0.0, pauses - summary["missed_ticks"]) / ticks
-    running = log.between(begin, end)
+    ticks = ticks_of(running.moves_at, 1 / fps)
+    # A hold is told when it begins. A pause without one is the computer's that was too busy, the
+    # rate's fault and not the queue's.
+    held = np.diff(moves) > 1
+    empty = int(np.maximum(np.diff(ticks) - 1, 1)[held].sum())
+    if not running.is_move[-1]:  # still on hold when it was told to stop
+        empty += math.ceil((until - float(running.at[moves[-1] + 1])) * fps)
+    seconds = until - begin
     return Outcome(
         setting,
-        empty=empty,
+        empty=empty / (seconds * fps),
         jerk=jerk_rms(on_ticks(running.at, running.targets, 1 / fps), 1 / fps),
         rate_hz=summary["control_hz"],
         answer_ms=math.nan if answer_ms is None else answer_ms,
         age_ms=math.nan,
         chunks=summary["chunks"],
-        seconds=end - begin,
+        seconds=seconds,
     )

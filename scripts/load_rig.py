@@ -9,6 +9,7 @@ import math
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ class LoadOptions:
     frame_kb: float = 86.0
     """Size of a frame in 1,000 bytes, about."""
     together: bool = False
-    """All cameras take their pictures at one instant, rather than one after the other."""
+    """The cameras are triggered: their pictures of an instant come together. Free-running ones
+    (without it) are spread over time."""
     sensor_hz: float = 650.0
     """Samples a second."""
     batch: int = 10
@@ -120,16 +122,16 @@ def _sensor(options: LoadOptions, stop: threading.Event) -> None:
     rng, behind = np.random.default_rng(2), np.arange(1 - options.batch, 1) / options.sensor_hz
     alines = rng.random((64 + options.batch, wire.ALINE_LENGTH), np.float32)
     ticker = Ticker(options.sensor_hz / options.batch)
+    # A sensor samples evenly however late its datagrams leave: stamps of the clock's own grid, so
+    # that a gap in them is a loss and not a load that had to wait for a processor.
+    start = wall() + ticker.start - time.monotonic()
     for tick in ticker.ticks(stop):
         for index in _due(tick):
-            late_s = tick.lateness_s + (tick.index - index) * ticker.period_s
-            stamp, first = wall() - late_s, index % 64
+            sampled, first = start + index * ticker.period_s + behind, index % 64
             forces = np.full(options.batch, 0.3 + 0.1 * math.sin(index / 65), np.float32)
             rows = alines[first : first + options.batch]
-            sent = np.full(options.batch, stamp)
-            sock.sendto(
-                wire.encode_samples(wire.SampleBatch(stamp + behind, sent, forces, rows)), where
-            )
+            sent = np.full(options.batch, wall())
+            sock.sendto(wire.encode_samples(wire.SampleBatch(sampled, sent, forces, rows)), where)
     sock.close()
 
 

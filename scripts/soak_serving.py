@@ -4,7 +4,7 @@ python scripts/soak_serving.py --minutes 30 --seed 0
 
 Cuts, resets, delays, refusals, a server that is killed, floods, hostile pickles and broken uploads
 come at random from the seed. Ends with 1 when a limit was violated, a motion came of input that was
-too old, a session did not recover, or something grew.
+too old, a session did not recover, a robot stood still, or something grew.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ __all__ = ["SoakOptions", "main"]
 
 _SAMPLE_S = 2.0
 _REST_S = (12.0, 16.0)
-_RECOVER_S = 12.0
+_RECOVER_S = 6.0
+"""Half of a rest at most: in the other half every robot must move."""
 _FPS, _ROWS, _AGE_S = 30.0, 60, 1.5
 """A chunk spans 2 s: without the limit on the input's age, robots would use it up while cut off."""
 _WARM_S = 700.0

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from scripts.command_log import CommandLog, Limits, violations
@@ -20,6 +21,10 @@ __all__ = ["RobotVerdict", "judged", "lifetimes", "robot_table"]
 _SLACK_S = 0.25
 """How long a busy computer may take from reading its clock to the command that follows."""
 _SHORTEST_REST_S = 2.0
+_LEAST_MOVING = 0.9
+"""Share of the control ticks in which a robot moves, once it had the time to recover."""
+_LAST_S = 2.0
+"""No robot stands for longer at the end of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +81,14 @@ def judged(
         recoveries.append(took)
         if took > min(recover_s, until - one.healed_at):
             broken.append(f"no motion for {took:.1f} s after {one.fault.kind}")
+        elif (share := _moving(moves_at, one.healed_at + recover_s, until, fps)) < _LEAST_MOVING:
+            broken.append(f"motion in {share:.0%} of the ticks after {one.fault.kind}")
     if not len(moves_at):
         broken.append("it never moved")
+    else:
+        recovered_at = happened[-1].healed_at + recover_s if happened else -math.inf
+        if (still_s := end - max(float(moves_at[-1]), recovered_at)) > _LAST_S:
+            broken.append(f"no motion in the last {still_s:.1f} s")
     return RobotVerdict(
         name,
         moves=len(moves_at),
@@ -88,6 +99,13 @@ def judged(
         recoveries_s=tuple(recoveries),
         broken=tuple(broken),
     )
+
+
+def _moving(moves_at: NDArray[np.float64], begin: float, end: float, fps: float) -> float:
+    """Share of the control ticks with a motion; of fewer than three nothing can be said: 1."""
+    ticks = (end - begin) * fps - 2.0  # one at either end may lie just outside
+    moves = int(np.searchsorted(moves_at, end) - np.searchsorted(moves_at, begin))
+    return moves / ticks if ticks >= 1.0 else 1.0
 
 
 def lifetimes(samples: Mapping[str, Sequence[Sample]], warm_s: float) -> dict[str, Growth]:

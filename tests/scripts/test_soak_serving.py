@@ -96,10 +96,38 @@ def test_a_good_run() -> None:
 
 def test_a_session_that_does_not_come_back() -> None:
     found = verdict(log_of([(0, 11)]), (10.0, 15.0))
-    assert len(found.broken) == 1 and "no motion for inf s after cut all" in found.broken[0]
+    assert found.broken == (
+        "no motion for inf s after cut all",
+        "no motion in the last 33.0 s",
+    )
     assert as_json(found)["recoveries_s"] == [None]
     late = verdict(log_of([(0, 11), (36, 59)]), (10.0, 15.0), (32.0, 35.0))
     assert any("no motion for 21.0 s" in line for line in late.broken)
+
+
+def test_a_robot_that_moves_once_and_then_stands() -> None:
+    stands = verdict(log_of([(0, 11), (16, 16.5), (39, 59)]), (10.0, 15.0), (38.0, 38.5))
+    assert stands.broken == ("motion in 0% of the ticks after cut all",)
+    assert stands.recoveries_s == pytest.approx((1.0, 0.5), abs=0.1)
+    # It moves half of the time.
+    halting = [(27.0 + k, 27.5 + k) for k in range(32)]
+    halts = verdict(log_of([(0, 11), (16, 17), *halting]), (10.0, 15.0))
+    (line,) = halts.broken
+    assert line.startswith("motion in 4") or line.startswith("motion in 5")
+
+
+def test_a_robot_that_stands_at_the_end() -> None:
+    assert verdict(log_of([(0, 57)])).broken == ("no motion in the last 3.0 s",)
+    moved_before = verdict(log_of([(0, 11), (16, 57)]), (10.0, 15.0))
+    assert moved_before.broken == ("no motion in the last 3.0 s",)
+    # One that was hit just before the end had no time to recover.
+    assert verdict(log_of([(0, 52)]), (52.0, 59.0)).broken == ()
+    assert verdict(log_of([(0, 49)]), (49.0, 50.0)).broken != ()
+
+
+def test_a_tick_that_is_missed_now_and_then_is_no_stall() -> None:
+    spans = [(k, k + 1 - 1.5 / FPS) for k in range(60)]
+    assert verdict(log_of(spans), (10.0, 15.0), (27.1, 31.0)).broken == ()
 
 
 def test_input_that_was_too_old() -> None:

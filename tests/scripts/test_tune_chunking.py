@@ -80,22 +80,48 @@ def test_a_late_command_is_no_pause() -> None:
     assert ticks_of(later, 0.01).tolist() == [0, 1, 2, 3, 4]
 
 
+SUMMARY = {
+    "round_trip_ms": {"p50": 42.0}, "control_hz": 29.9, "missed_ticks": 0, "chunks": 5,
+}  # fmt: skip
+
+
+def told(*ticks: int, holds: tuple[int, ...] = ()) -> CommandLog:
+    """Motions and holds at these ticks of 30 a second, from 10 s on."""
+    each = sorted([(tick, True) for tick in ticks] + [(tick, False) for tick in holds])
+    positions = np.zeros((len(each), 1))
+    at = 10.0 + np.array([tick for tick, _ in each]) / 30
+    return CommandLog(at, np.array([moves for _, moves in each]), positions, positions)
+
+
+def found_of(log: CommandLog, ticks: float = 99.9, **counted: float) -> Outcome:
+    """What comes of it when the client is told to stop after so many ticks."""
+    return outcome_of(Setting(20, 0.5), 30.0, log, SUMMARY | counted, 10.0 + ticks / 30)
+
+
 def test_what_a_record_and_a_summary_say() -> None:
-    at = np.concatenate([np.arange(60), np.arange(66, 101)]) / 30
-    positions = np.zeros((len(at), 1))
-    is_move = np.ones(len(at), bool)
-    is_move[-1] = False  # the hold at the end
-    log = CommandLog(at, is_move, positions, positions)
-    summary = {
-        "round_trip_ms": {"p50": 42.0}, "control_hz": 29.9, "missed_ticks": 0, "chunks": 5,
-    }  # fmt: skip
-    found = outcome_of(Setting(20, 0.5), 30.0, log, summary)
-    assert found.empty == pytest.approx(6 / 100)
+    log = told(*range(60), *range(66, 100), holds=(-20, 60, 100))
+    found = found_of(log)
+    assert found.empty == pytest.approx(6 / 99.9)
     assert (found.jerk, found.answer_ms, found.rate_hz) == (0.0, 42.0, 29.9)
-    assert found.seconds == pytest.approx(100 / 30)
-    # What the computer was too busy for is not the queue's fault.
-    busy = outcome_of(Setting(20, 0.5), 30.0, log, summary | {"missed_ticks": 4})
-    assert busy.empty == pytest.approx(2 / 100)
+    assert found.seconds == pytest.approx(99.9 / 30)
+
+
+def test_a_pause_without_a_hold_is_the_computers() -> None:
+    assert found_of(told(*range(60), *range(66, 100), holds=(100,)), missed_ticks=6).empty == 0.0
+
+
+def test_ticks_that_were_missed_elsewhere_excuse_no_empty_queue() -> None:
+    # Before the first motion, or in a pause of its own: neither filled the queue.
+    log = told(*range(40), *range(46, 60), *range(66, 100), holds=(-20, 60))
+    for missed in (0, 6, 20):
+        assert found_of(log, missed_ticks=missed).empty == pytest.approx(6 / 99.9)
+
+
+def test_a_queue_that_stays_empty_counts_until_the_stop() -> None:
+    log = told(*range(60), holds=(60, 101))
+    assert found_of(log).empty == pytest.approx(40 / 99.9)
+    assert found_of(told(0, holds=(1,))).empty == 1.0
+    assert found_of(told(holds=(1,))).empty == 1.0
 
 
 # Advice.
