@@ -94,7 +94,8 @@ class ClientOptions:
     answer_timeout: float = 15.0
     """The server is lost when an observation that must go has no answer for so many seconds."""
     reconnect_timeout: float = 60.0
-    """Give up, with exit code 1, when a lost server is not back after so many seconds."""
+    """Give up, with exit code 1, when a lost server is not back after so many seconds (loading the
+    policy is waited for)."""
     token_file: Path | None = None
     """File with the token that the server asks for (gRPC)."""
     token_in_the_clear: Switch = False
@@ -266,6 +267,4 @@ class ClientOptions:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in ("grpc", "google", "zmq"):
                 raise
-            raise OptionError(
-                f"{error.name} is not installed: pip install 'dualrate[serving]'"
-            ) from None
+            raise OptionError(f"{error.name} is not installed: pip install '.[serving]'") from None

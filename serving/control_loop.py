@@ -17,7 +17,7 @@ from serving.body import Body, BodyError, BodyState, Seen
 from serving.control_values import Arrival, Counters, HoldReason, LoopOptions, Step
 from serving.messages import BadMessage, Chunk, FeatureReply, Observation, Picture, ServingError
 from serving.motion import Motion, Warnings
-from serving.outstanding import Outstanding, Sent
+from serving.outstanding import MOST_SENT, Outstanding, Sent
 from serving.smoothing import resampled
 from serving.speeds import SpeedGauge
 from serving.split import FastHalfHere
@@ -162,6 +162,14 @@ class ControlLoop:
         sent = self._outstanding.answered(reply.timestamp, reply.timestep)
         if sent is None or isinstance(reply, FeatureReply) != (self._here is not None):
             counters.ignored += 1
+            self._warnings.once(
+                "ignored",
+                lambda: (
+                    f"the answer for step {reply.timestep} is ignored, and others like it will be: "
+                    f"it is to none of the last {MOST_SENT} observations of this session, or not "
+                    "of the kind that was asked for"
+                ),
+            )
             return
         counters.round_trips.append(arrival.at - sent.at)
         counters.answered_at = arrival.at

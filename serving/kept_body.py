@@ -24,16 +24,36 @@ logger = logging.getLogger("serving.body")
 T = TypeVar("T")
 
 _LOST_AFTER_S = 1.0
-"""A robot that cannot be read for so long is let go of and connected to again: a single lost packet
-on a servo bus is no reason for that."""
+"""A robot that cannot be read, or refuses every move, for so long is let go of and connected to
+again: a single lost packet on a servo bus is no reason for that."""
 _CLOSED_IN_S = 10.0
 
 
+class _Failing:
+    """How long something has done nothing but fail."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def failed(self) -> float:
+        """Count a failure; seconds since the first of those without a success between them."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        return now - self._since
+
+    def worked(self) -> None:
+        """It has not failed."""
+        self._since = None
+
+
 class KeptBody:
-    """`body`, and a thread that opens it again while it cannot be read. It holds meanwhile.
+    """`body`, and a thread that opens it again while it cannot be used. It holds meanwhile.
 
     An emergency stop, or an error that the robot reports, lasts until a person says that it is
-    over: to take the stop back must not start the robot (ISO 13850).
+    over: to take the stop back must not start the robot (ISO 13850). Where no leave is needed, it
+    lasts until the robot can be opened again, which looks at its errors anew: that the next reading
+    succeeds says nothing, most look at positions alone.
     """
 
     def __init__(
@@ -48,7 +68,7 @@ class KeptBody:
         """
         self._body, self._lost_after_s = body, lost_after_s
         self._resumed, self._stopped = resumed, ""
-        self._failing_since: float | None = None
+        self._reads, self._moves = _Failing(), _Failing()
         self._backoff = Backoff()
         self._opening: threading.Thread | None = None
         self._why = ""
@@ -79,18 +99,7 @@ class KeptBody:
 
     def read(self) -> BodyState:
         """The state now; BodyError while the robot is away."""
-        self._check()
-        self._check_leave()
-        try:
-            state = self._body.read()
-        except BodyFault as fault:
-            self._stop(fault)
-            self._failed(fault)
-            raise
-        except BodyError as error:
-            self._failed(error)
-            raise
-        self._failing_since = None
+        state = self._asked(self._body.read, self._reads)
         self._backoff.worked()
         return state
 
@@ -103,14 +112,9 @@ class KeptBody:
         return self._used(lambda: self._body.sensor(samples))
 
     def move(self, target: NDArray[np.float64]) -> None:
-        """Go to (A,)."""
-        self._check()
-        self._check_leave()
-        try:
-            self._body.move(target)
-        except BodyFault as fault:
-            self._stop(fault)
-            raise
+        """Go to (A,); BodyError while the robot is away, or where it refuses."""
+        # Counted apart from the readings: a robot can be read at every tick and still refuse.
+        self._asked(lambda: self._body.move(target), self._moves)
 
     def hold(self) -> None:
         """Stay; BodyError while the robot is away, so that it is told when it is back."""
@@ -129,11 +133,17 @@ class KeptBody:
             return
         if self._opening.is_alive():
             raise BodyError(f"{self._why}; connecting to it again")
-        self._opening, self._failing_since = None, None
+        self._opening = None
+        self._reads.worked()
+        self._moves.worked()
 
     def _stop(self, fault: BodyFault) -> None:
-        """From now on leave is needed; what was given before was for something else."""
+        """From now on leave is needed; what was given before was for something else.
+
+        Where none is needed, the robot is as good as lost.
+        """
         if self._resumed is None:
+            self._lose(fault, self._lost_after_s)
             return
         if not self._stopped:
             logger.warning("[CLIENT] the robot is stopped: %s", fault)
@@ -156,24 +166,38 @@ class KeptBody:
         self._check()
         return call()
 
-    def _failed(self, error: BodyError) -> None:
-        """Count the time; open it again when it was too long."""
-        now = time.monotonic()
-        if self._failing_since is None:
-            self._failing_since = now
-        if now - self._failing_since < self._lost_after_s or self._stopped:
-            return
-        self._why = str(error)
-        logger.warning("[CLIENT] the robot is lost: %s; connecting to it again", error)
-        self._begin_opening()
+    def _asked(self, call: Callable[[], T], failing: _Failing) -> T:
+        """Make a call of a robot that may be used; it is let go of when it fails for too long."""
+        self._check()
+        self._check_leave()
+        try:
+            done = call()
+        except BodyFault as fault:
+            self._stop(fault)
+            raise
+        except BodyError as error:
+            if failing.failed() >= self._lost_after_s:
+                self._lose(error)
+            raise
+        failing.worked()
+        return done
 
-    def _begin_opening(self) -> None:
-        self._opening = threading.Thread(target=self._open_again, name="reopen", daemon=True)
+    def _lose(self, error: BodyError, pause_s: float = 0.0) -> None:
+        self._why = str(error)
+        logger.warning("[CLIENT] the robot cannot be used: %s; connecting to it again", error)
+        self._begin_opening(pause_s)
+
+    def _begin_opening(self, pause_s: float = 0.0) -> None:
+        self._opening = threading.Thread(
+            target=self._open_again, args=(pause_s,), name="reopen", daemon=True
+        )
         self._opening.start()
 
-    def _open_again(self) -> None:
+    def _open_again(self, pause_s: float) -> None:
+        """Close the robot, which holds first, and open it until that works, from `pause_s` on."""
         with contextlib.suppress(BodyError):
             self._body.close()
+        self._leaving.wait(pause_s)
         while not self._leaving.is_set():
             try:
                 self._body.open()

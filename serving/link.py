@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Protocol
 
+from common.program import Every
 from serving.messages import Chunk, FeatureReply, Instructions, Observation
 
-__all__ = ["Link", "LinkLost"]
+__all__ = ["Link", "LinkLost", "Loading"]
+
+logger = logging.getLogger("serving.link")
 
 
 class LinkLost(Exception):
     """The server cannot be reached (any more); the message is one line."""
+
+
+class Loading:
+    """Says every five seconds that a server is loading a policy, which may take minutes."""
+
+    def __init__(self, address: str) -> None:
+        """It has begun now."""
+        self._address, self._began_at, self._every = address, time.monotonic(), Every()
+
+    def heard(self) -> None:
+        """The server is there, and still loading."""
+        if self._every.due():
+            taken_s = time.monotonic() - self._began_at
+            logger.info("[CLIENT] %s is loading the policy, %.0f s so far", self._address, taken_s)
 
 
 class Link(Protocol):
@@ -23,8 +42,8 @@ class Link(Protocol):
     def begin(self, instructions: Instructions, timeout_s: float) -> None:
         """Connect, say Ready and give the instructions: afterwards the session is a fresh one.
 
-        Loading a policy may take minutes: `timeout_s` is for the connection and the handshake;
-        while the server is loading and answers that it is, this goes on waiting.
+        Loading a policy may take minutes: `timeout_s` is for the connection and the handshake.
+        While the server is loading and can be heard, this goes on waiting, and logs that it does.
         """
         ...
 

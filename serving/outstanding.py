@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-__all__ = ["Outstanding", "Sent"]
+__all__ = ["MOST_SENT", "Outstanding", "Sent"]
 
-_MOST = 256
-"""Observations that are remembered. Of most there is no answer: the server takes the newest."""
+MOST_SENT = 1 << 14
+"""Observations that are remembered: those of 16 s at 1000 ticks a second, the most there can be, by
+when a server that does not answer is lost. Of most there is no answer: it takes the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Outstanding:
     def add(self, timestamp: float, sent: Sent) -> None:
         """An observation with this timestamp is on its way."""
         self._sent[timestamp] = sent
-        if len(self._sent) > _MOST:
+        if len(self._sent) > MOST_SENT:
             self._sent.popitem(last=False)
 
     def answered(self, timestamp: float, step: int) -> Sent | None:

@@ -55,7 +55,7 @@ class QueueHistory:
             from matplotlib.figure import Figure
         except ImportError:
             raise ProgramError(
-                "the queue cannot be plotted: pip install 'dualrate[serving]' brings matplotlib"
+                "the queue cannot be plotted: pip install '.[serving]' brings matplotlib"
             ) from None
         at = np.array([point[0] for point in self._points])
         at = at - at[0] if len(at) else at

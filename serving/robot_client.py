@@ -19,7 +19,7 @@ if __package__ in (None, ""):
 from common.clock import Ticker
 from common.priority import fast_loop_first, this_process_first
 from common.program import OptionError, run
-from common.typed import RESUME, typed_lines
+from common.typed import listen_for_leave
 from serving import bodies
 from serving.body import Body, BodyError
 from serving.client_arguments import arguments
@@ -57,22 +57,14 @@ def run_client(robot: dict[str, Any], options: ClientOptions, stop: threading.Ev
         logger.info("[CLIENT] the policy is ready; connecting to the robot")
         with _opened(body):
             if resumed is not None:
-                listener = threading.Thread(target=_listen, args=(stop, resumed), daemon=True)
+                listener = threading.Thread(
+                    target=listen_for_leave, args=(stop, resumed), daemon=True
+                )
                 listener.start()
             connection.start()
             _drive(body, here, connection, options, stop)
     finally:
         connection.close()
-
-
-def _listen(stop: threading.Event, resumed: threading.Event) -> None:
-    """Set `resumed` whenever it is typed, until `stop`."""
-    for line in typed_lines(stop):
-        if line.strip() == RESUME.encode():
-            resumed.set()
-        elif line.strip():
-            said = line.decode("utf-8", "replace").strip()
-            logger.warning("not understood: %.60r; `%s` ends a stop", said, RESUME)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,8 @@ class ConnectionOptions:
         send_timeout_s: for the server to take an observation.
         answer_timeout_s: for an answer to an observation that must go. (Others may be left out by
             the server, and are not waited for.)
-        reconnect_timeout_s: without the server, before giving up.
+        reconnect_timeout_s: without the server, before giving up. One that is back and loads the
+            policy is waited for, however long, while it can be heard.
     """
 
     connect_timeout_s: float = 5.0

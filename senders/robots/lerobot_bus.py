@@ -116,15 +116,26 @@ def raise_faults(robot: Any) -> None:
     for register, meanings in _FAULTS.items():
         if not all(register in table for table in tables):
             continue
-        drop_late_answers(robot)
-        found = bus.sync_read(register, normalize=False, num_retry=2)
-        shown = [
-            f"{name}: {_names(int(bits), meanings)}" for name, bits in found.items() if int(bits)
-        ]
+        found = _bits(robot, register)
+        if any(found.values()):
+            # A position that comes late is read as bits, and an arm must not be stopped for that:
+            # what a servo reports stays until its cause is gone.
+            again = _bits(robot, register)
+            found = {name: bits & again.get(name, 0) for name, bits in found.items()}
+        shown = [f"{name}: {_names(bits, meanings)}" for name, bits in found.items() if bits]
         if shown:
             raise RobotFault(
                 "error", f"{'; '.join(shown)}; relieve the arm, switch its power off and on"
             )
+
+
+def _bits(robot: Any, register: str) -> dict[str, int]:
+    """The register of every servo."""
+    drop_late_answers(robot)
+    bus = serial_bus(robot)
+    assert bus is not None
+    found = bus.sync_read(register, normalize=False, num_retry=2)
+    return {name: int(bits) for name, bits in found.items()}
 
 
 def drop_late_answers(robot: Any) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from common.program import Every
 from common.step_limiter import StepLimiter
-from senders.drivers import DriverError
+from senders.drivers import DriverError, RobotFault
 from senders.robots import lerobot_bus
 from senders.robots.bounded import Bounded
 from senders.robots.lerobot_arm import drop_port
@@ -25,7 +25,7 @@ from senders.robots.lerobot_setup import line
 from serving.bodies.cameras import Cameras, Grabbed
 from serving.bodies.lerobot_setup import Bare, arms, make_robot
 from serving.bodies.options import per_value
-from serving.body import BodyError, BodyState, Seen
+from serving.body import BodyError, BodyFault, BodyState, Seen
 
 __all__ = ["LeRobotBody", "LeRobotOptions", "limits_of"]
 
@@ -153,19 +153,19 @@ class LeRobotBody:
         robot.connect(calibrate=False)
         if not robot.is_calibrated:
             raise DriverError("the robot is not calibrated: run lerobot-calibrate")
+        self._raise_faults()  # of wheels too, which nobody has looked at yet
         robot.send_action(self._still(self._look()[0]))
         self._holding = True
 
     def read(self) -> BodyState:
-        """The state now; once a second the servos' errors too."""
+        """The state now; once a second the servos' errors too, BodyFault where there is one."""
 
         def look() -> tuple[NDArray[np.float64], dict[str, Grabbed], float]:
             asked = time.monotonic()
             values, pictures = self._look()
             at = (asked + time.monotonic()) / 2
             if self._faults.due():
-                for _, part in arms(self._robot):
-                    lerobot_bus.raise_faults(part)
+                self._raise_faults()
             return values, pictures, at
 
         values, pictures, at = self._ask("read", look, _CALL_S)
@@ -235,6 +235,10 @@ class LeRobotBody:
             one.shape()
         return values, pictures
 
+    def _raise_faults(self) -> None:
+        for _, part in arms(self._robot):
+            lerobot_bus.raise_faults(part)
+
     def _still(self, state: NDArray[np.float64]) -> dict[str, float]:
         """The action that keeps the robot where it is."""
         measured = dict(zip(self.state_names, state.tolist(), strict=True))
@@ -246,7 +250,7 @@ class LeRobotBody:
             drop_port(part)
 
     def _ask(self, doing: str, call: Callable[[], T], timeout_s: float) -> T:
-        """Make a call of LeRobot in time; BodyError for whatever it raises."""
+        """Make a call of LeRobot in time; BodyFault for a servo's error, BodyError for the rest."""
         if self._bounded is None or self._robot is None:
             raise BodyError("the robot is not connected")
         try:
@@ -256,6 +260,8 @@ class LeRobotBody:
             raise BodyError(
                 f"no end to {doing} after {timeout_s:g} s: check the robot's power and cable"
             ) from None
+        except RobotFault as fault:
+            raise BodyFault(str(fault)) from None
         except Exception as error:
             raise BodyError(line(error)) from None
 

@@ -129,7 +129,7 @@ class EnvironmentOptions:
 
 def missing(error: ModuleNotFoundError, extra: str) -> OptionError:
     """What to say when a package is not installed."""
-    return OptionError(f"{error.name} is not installed: pip install 'dualrate[{extra}]'")
+    return OptionError(f"{error.name} is not installed: pip install '.[{extra}]'")
 
 
 def _number(name: str, value: Any, most: float) -> float:

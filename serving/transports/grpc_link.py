@@ -10,12 +10,13 @@ import contextlib
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast, get_args
 
 import grpc
 
-from serving.link import LinkLost
+from serving.link import LinkLost, Loading
 from serving.messages import (
     MAX_MESSAGE,
     BadMessage,
@@ -48,13 +49,18 @@ __all__ = ["GrpcLink"]
 _KEEPALIVE_S = 1.0
 _KEEPALIVE_TIMEOUT_S = 2.0
 """Our server is asked every second whether it is there, and given up two seconds later: a network
-that was cut without a word is noticed in three. A stock server would end the connection for being
-asked more often than every five minutes; with it, `send` and `receive` notice by their own time."""
+that was cut without a word is noticed in three. A stock server ends the connection after a few
+pings that are not five minutes apart ("too_many_pings"); with it, `begin`, `send` and `receive`
+notice by their own time."""
+_LOOK_S = 0.5
 _LOADING_MOST_S = 1800.0
 _BYE_S = 1.0
 _STOCK_SILENT_S = 20.0
 """LeRobot's server answers each GetActions after its obs_queue_timeout, 2 s unless told otherwise,
 or a prediction; one that says nothing for so long is not there. `send` notices sooner."""
+_STOCK_LOADING_SILENT_S = 60.0
+"""The same while it loads a policy: that can keep its interpreter from anything else for long, and
+to begin again would have it load the policy twice."""
 _LOST = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
 _KINDS: dict[str, RefusalKind] = {
     # Two kinds are INVALID_ARGUMENT; without our metadata it stands for the first of them.
@@ -100,7 +106,7 @@ class GrpcLink:
         return None if connection is None else connection.stock
 
     def begin(self, instructions: Instructions, timeout_s: float) -> None:
-        """See `Link.begin`. A policy that loads is waited for while the server can be heard."""
+        """See `Link.begin`. It takes half an hour at most."""
         deadline = time.monotonic() + timeout_s
         self._drop()
         connection = self._connect(True)
@@ -112,13 +118,17 @@ class GrpcLink:
                 connection = self._connect(False)
                 self._ready(connection, deadline)
             data = lerobot.encode_setup(instructions) if stock else join(encode(instructions))
-            self._finish(
-                connection.instruct.future(
-                    protobuf.PolicySetup(data=data),
-                    timeout=_LOADING_MOST_S,
-                    metadata=self._metadata,
-                )
+            call = connection.instruct.future(
+                protobuf.PolicySetup(data=data), timeout=_LOADING_MOST_S, metadata=self._metadata
             )
+            loading = Loading(self._address)
+
+            def look() -> None:
+                # Of ours keepalive would have ended the call.
+                if not stock or connection.is_heard(self._metadata):
+                    loading.heard()
+
+            self._finish(call, look)
         except BaseException:
             connection.close()
             raise
@@ -143,14 +153,17 @@ class GrpcLink:
         self._finish(call)
         return metadata_value(call.initial_metadata(), OURS) is None
 
-    def _finish(self, call: Any) -> Any:
-        """Wait for a call that `close` may cancel."""
+    def _finish(self, call: Any, look: Callable[[], None] = lambda: None) -> Any:
+        """Wait for a call that `close` may cancel; `look`, called meanwhile, may give it up."""
         with self._lock:
             if self._closed:
                 call.cancel()
             self._starting = call
         try:
-            return call.result()
+            while True:
+                with contextlib.suppress(grpc.FutureTimeoutError):
+                    return call.result(_LOOK_S)
+                look()
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
             _raise(error, self._address)
         finally:
@@ -284,10 +297,7 @@ class _Connection:
 
     def answer(self, timeout_s: float, metadata: Any) -> bytes:
         """What GetActions gives, empty for nothing; grpc.FutureTimeoutError when not in time."""
-        if self._asked is None:
-            call = self._answer.future(protobuf.Empty(), metadata=metadata)
-            self._asked = _Asked(call, time.monotonic())
-        asked = self._asked
+        asked = self._ask(metadata)
         try:
             data: bytes = asked.call.result(timeout_s).data
         except grpc.FutureTimeoutError:
@@ -301,6 +311,28 @@ class _Connection:
             raise
         self._asked = None
         return data
+
+    def is_heard(self, metadata: Any) -> bool:
+        """Whether LeRobot's server, which is loading, has answered since the last call.
+
+        Asked for actions it says before long that there are none, also while it loads, and nothing
+        is lost by asking. LinkLost when it has said nothing for a minute.
+        """
+        asked = self._ask(metadata)
+        if asked.call.done():  # whatever it says, it is there
+            self._asked = None
+            return True
+        if time.monotonic() - asked.since > _STOCK_LOADING_SILENT_S:
+            limit_s = _STOCK_LOADING_SILENT_S
+            raise LinkLost(f"no answer to GetActions for {limit_s:g} s while it loads the policy")
+        return False
+
+    def _ask(self, metadata: Any) -> _Asked:
+        """The GetActions that is open."""
+        if self._asked is None:
+            call = self._answer.future(protobuf.Empty(), metadata=metadata)
+            self._asked = _Asked(call, time.monotonic())
+        return self._asked
 
     def give_up(self) -> None:
         """Wait no longer for the answer that is asked for."""

@@ -20,7 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from common.endpoints import address as endpoint
 from common.wire.checks import Buffer
-from serving.link import LinkLost
+from serving.link import LinkLost, Loading
 from serving.messages import (
     BadMessage,
     Chunk,
@@ -184,6 +184,7 @@ class _Wires:
         return left_s
 
     def _await(self, word: str, deadline: float) -> None:
+        loading = Loading(self._address)
         while True:
             if not self._wait(self._down, zmq.POLLIN, self._left_s(deadline), self._monitor):
                 self._judge(self._monitor)
@@ -194,6 +195,7 @@ class _Wires:
             if isinstance(message, Note) and message.word == word:
                 return
             if isinstance(message, Note) and message.word == "loading":
+                loading.heard()
                 deadline = max(deadline, time.monotonic() + _SILENT_S)
 
     def _judge(self, monitor: zmq.Socket[bytes]) -> None:

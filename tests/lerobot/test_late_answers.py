@@ -15,9 +15,9 @@ if sys.version_info < (3, 12):
 pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerobot")
 pytest.importorskip("scservo_sdk", reason="Feetech's SDK is not installed: make test-lerobot")
 
-from senders.drivers import DriverError
+from senders.drivers import DriverError, RobotFault
 from senders.robots.lerobot_arm import LeRobotArm
-from tests.lerobot.feetech import GOAL, PRESENT, Bus, _packet
+from tests.lerobot.feetech import GOAL, PRESENT, STATUS, Bus, _packet
 from tests.support import wait_until
 
 
@@ -25,9 +25,10 @@ class LateBus(Bus):
     """Gives the answers to an earlier question once more, before those to the present one."""
 
     late: Callable[[int], bytes] | None = None
+    late_at = PRESENT
 
     def _read(self, number: int, address: int, length: int) -> bytes:
-        if self.late is not None and address == PRESENT:
+        if self.late is not None and address == self.late_at:
             self._send(b"".join(_packet(one, self.late(one), 0) for one in self.servos))
             self.late = None
         return super()._read(number, address, length)
@@ -82,3 +83,18 @@ def test_nothing_moves_on_answers_that_are_mixed_up(bus: LateBus, arm: LeRobotAr
         assert goals(bus) == before
     arm.hold()
     assert goals(bus) == pytest.approx([servo.position for servo in bus.servos.values()], abs=2)
+
+
+def test_a_position_that_came_too_late_is_no_error_of_a_servo(
+    bus: LateBus, arm: LeRobotArm
+) -> None:
+    bus.late_at, bus.late = STATUS, lambda _: b"\x2c"
+
+    def looked() -> bool:
+        arm.read()  # looks at the errors once a second; one would be raised here
+        return bus.late is None
+
+    wait_until(looked, "the errors to be looked at")
+    bus.servos[2].put(STATUS, 0x20, 1)
+    with pytest.raises(RobotFault, match="shoulder_lift: overload"):
+        wait_until(lambda: arm.read() is None, "the errors to be looked at")

@@ -403,7 +403,26 @@ def test_a_refusal_does_not_stop_what_is_planned(caplog: pytest.LogCaptureFixtur
     assert world.tick().hold == "server"
 
 
-def test_answers_to_what_was_never_sent_are_ignored() -> None:
+def test_an_answer_is_taken_however_many_observations_were_sent_after_its_own() -> None:
+    """Below the threshold one goes out at each tick: in 1.4 s of inference 280 at 200 Hz."""
+    ticks_to_think, free_at = 280, 0
+
+    def busy_server(observation: Observation) -> Chunk | None:
+        nonlocal free_at
+        if world.index < free_at:
+            return None  # the next prediction is from a newer one
+        free_at = world.index + ticks_to_think
+        return ramp(observation, rows=1000, slope=0.0)
+
+    options = LoopOptions(fps=FPS, actions_per_chunk=1000, max_input_age_s=1000.0)
+    world = World(options=options, answer=busy_server, delay=ticks_to_think)
+    world.tick(4000)
+    assert world.held == ["no_action"] * ticks_to_think + [None] * (4000 - ticks_to_think)
+    assert world.loop.counters.ignored == 0
+    assert len(world.sent) > ticks_to_think
+
+
+def test_answers_to_what_was_never_sent_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     def strange(observation: Observation) -> Chunk:
         return replace(ramp(observation), timestamp=observation.timestamp + 1.0)
 
@@ -413,9 +432,11 @@ def test_answers_to_what_was_never_sent_are_ignored() -> None:
         lambda o: FeatureReply(o.timestep, o.timestamp, b"features"),
     ):
         world = World(answer=answer)
-        world.tick(20)
+        caplog.clear()
+        world.tick(60)
         assert not world.body.moves
-        assert world.loop.counters.ignored >= 1
+        assert world.loop.counters.ignored >= 2
+        assert sum("is ignored" in line for line in caplog.messages) == 1
 
 
 def test_warnings_come_once_a_second(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ class Flaky(FakeBody):
 
     def __init__(self) -> None:
         super().__init__()
-        self.opened = self.closed = 0
+        self.opened = self.closed = self.tried = 0
         self.may_open = threading.Event()
         self.open_fails = 0
         self.fault = ""
+        self.looks = True
 
     def open(self) -> None:
+        self.tried += 1
         if self.open_fails:
             self.open_fails -= 1
             raise BodyError("no answer")
@@ -35,7 +38,8 @@ class Flaky(FakeBody):
         self.read_fails = ""
 
     def read(self) -> BodyState:
-        if self.fault:
+        # Most drivers look at errors now and then, not at every reading.
+        if self.fault and self.looks:
             raise BodyFault(self.fault)
         return super().read()
 
@@ -79,6 +83,44 @@ def test_a_lost_robot_is_opened_again_and_not_used_meanwhile(robot: Flaky) -> No
     kept.move(np.ones(3))
     assert len(robot.moves) == 1
     assert robot.closed == 1
+
+
+def test_a_robot_that_is_read_and_refuses_to_move_is_opened_again(
+    robot: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("serving.kept_body.time", clock)
+    kept = KeptBody(robot, lost_after_s=1.0)
+    kept.open()
+    robot.may_open.clear()
+    for at, refused in ((0.0, True), (0.9, True), (1.0, False), (1.5, True), (2.4, True)):
+        now = at
+        assert kept.read().values.shape == (3,)
+        robot.move_fails = "the drive is off" if refused else ""
+        with (
+            pytest.raises(BodyError, match="the drive is off")
+            if refused
+            else contextlib.nullcontext()
+        ):
+            kept.move(np.zeros(3))
+        assert not _opening(kept), "it took a move in between"
+    kept.read()
+    now, robot.move_fails = 2.6, "the drive is off"
+    with pytest.raises(BodyError, match=r"^the drive is off$"):
+        kept.move(np.zeros(3))
+    with pytest.raises(BodyError, match="the drive is off; connecting to it again"):
+        kept.read()
+    robot.move_fails = ""
+    robot.may_open.set()
+    back(kept)
+    kept.move(np.zeros(3))
+    assert (robot.opened, robot.closed) == (2, 1)
+    # The second begins anew.
+    now, robot.move_fails = 3.0, "the drive is off"
+    with pytest.raises(BodyError):
+        kept.move(np.zeros(3))
+    assert not _opening(kept)
 
 
 def test_it_can_be_closed_while_it_is_away(robot: Flaky) -> None:
@@ -185,10 +227,6 @@ def test_a_fault_in_either_call_is_a_stop(robot: Flaky, fails: str) -> None:
     kept = KeptBody(robot, lost_after_s=1e9, resumed=threading.Event())
     kept.open()
     if fails == "move":
-
-        def refuse(_: np.ndarray) -> None:
-            raise BodyFault("in error")
-
         robot.move = refuse  # type: ignore[method-assign]
         with pytest.raises(BodyFault):
             kept.move(np.zeros(3))
@@ -201,14 +239,53 @@ def test_a_fault_in_either_call_is_a_stop(robot: Flaky, fails: str) -> None:
         kept.read()
 
 
-def test_without_a_latch_a_robot_goes_on_when_it_can(robot: Flaky) -> None:
-    kept = KeptBody(robot, lost_after_s=1e9)
+@pytest.mark.parametrize("fails", ["read", "move"])
+def test_without_a_latch_a_fault_lasts_until_the_robot_opens_without_it(
+    robot: Flaky, fails: str
+) -> None:
+    kept = KeptBody(robot, lost_after_s=0.05)
     kept.open()
-    robot.fault = "emergency stop"
+    robot.fault = "elbow_flex: overload"
+    if fails == "move":
+        robot.looks = False
+        robot.move = refuse  # type: ignore[method-assign]
+        with pytest.raises(BodyFault):
+            kept.move(np.zeros(3))
+        del robot.move
+    else:
+        with pytest.raises(BodyFault):
+            kept.read()
+        robot.looks = False  # the next readings would say nothing of it
+    tried = robot.tried
+
+    def tried_again() -> bool:
+        for call in (kept.read, lambda: kept.move(np.zeros(3))):
+            with pytest.raises(BodyError, match="overload; connecting to it again"):
+                call()
+        return robot.tried > tried + 1
+
+    wait_until(tried_again, "two tries to open it")
+    assert not robot.moves
+    robot.fault = ""
+    back(kept)
+    assert robot.opened == 2
+
+
+def test_without_a_latch_a_robot_in_error_is_not_opened_again_at_once(robot: Flaky) -> None:
+    kept = KeptBody(robot, lost_after_s=1e6)
+    kept.open()
+    robot.fault = "in error"
     with pytest.raises(BodyFault):
         kept.read()
     robot.fault = ""
-    assert kept.read().values.shape == (3,)
+    wait_until(lambda: robot.closed == 1, "the robot to be let go of")
+    kept.close()
+    assert not _opening(kept)
+    assert robot.tried == 1
+
+
+def refuse(_: np.ndarray) -> None:
+    raise BodyFault("elbow_flex: overload")
 
 
 def back(kept: KeptBody) -> None:

@@ -307,7 +307,7 @@ def test_a_missing_package_is_named_with_its_command(
     package = {"pusht": "gym_pusht", "aloha": "gym_aloha"}.get(name, name)
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"serving.environments.{name}", raising=False)
-    with pytest.raises(OptionError, match=rf"{package}.* pip install 'dualrate\[{name}\]'"):
+    with pytest.raises(OptionError, match=rf"{package}.* pip install '\.\[{name}\]'"):
         environments.make({"type": name})
 
 
