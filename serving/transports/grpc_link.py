@@ -82,14 +82,19 @@ class GrpcLink:
         tls: Tls | None = None,
         token_in_the_clear: bool = False,
     ) -> None:
-        """`address` is host:port. ServingError where the token would travel unprotected."""
+        """`address` is host:port.
+
+        ServingError where the token would travel unprotected, AuthError for unusable files.
+        """
         host = address.rpartition(":")[0]
         if token and tls is None and not token_in_the_clear and not is_loopback(host):
             raise ServingError(
                 "not_allowed",
                 f"the token would travel to {address} for all to read: use TLS (--tls_ca)",
             )
-        self._address, self._tls = address, tls
+        self._address = address
+        self._credentials = None if tls is None else tls.credentials()
+        self._server_name = None if tls is None else tls.name
         self._metadata: tuple[tuple[str, str], ...] = ((SESSION, uuid.uuid4().hex),)
         if token:
             self._metadata += (("authorization", f"Bearer {token}"),)
@@ -140,9 +145,7 @@ class GrpcLink:
             self._instructions, self._connection = instructions, connection
 
     def _connect(self, keepalive: bool) -> _Connection:
-        credentials = None if self._tls is None else self._tls.credentials()
-        name = None if self._tls is None else self._tls.name
-        return _Connection(self._address, credentials, name, keepalive)
+        return _Connection(self._address, self._credentials, self._server_name, keepalive)
 
     def _ready(self, connection: _Connection, deadline: float) -> bool:
         """Say Ready; whether it is LeRobot's server that answers."""

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from common.program import OptionError, parse
+from common.typed import listen_for_leave
 from serving.client_arguments import arguments
 from serving.client_options import ClientOptions
 from serving.client_status import ClientStatus
 from serving.control_values import LoopOptions
 from serving.messages import Instructions
 from serving.queue_plot import QueueHistory
-from serving.robot_client import _listen, _opened
+from serving.robot_client import _opened
 from serving.supervisor import Connection, ConnectionOptions
 from tests.serving.test_control_loop import FPS, World
 from tests.serving.test_supervisor import FakeLink
@@ -130,6 +131,8 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> None:
         (["--config=/no/such.yaml"], "cannot be read"),
         (["--token_file=/no/such"], "/no/such: cannot be read"),
         (["--server_address=tcp://a:1", "--curve_keys=/no/such"], "/no/such"),
+        (["--tls_ca=/no/such"], "--tls_ca"),
+        (["--tls_cert=/no/such"], "--tls_cert and --tls_key belong together"),
     ],
 )
 def test_options_that_cannot_be_used_are_one_line(words: list[str], said: str) -> None:
@@ -415,6 +418,6 @@ def test_only_the_word_resume_ends_a_stop(monkeypatch: pytest.MonkeyPatch) -> No
             yield line
             seen.append(resumed.is_set())
 
-    monkeypatch.setattr("serving.robot_client.typed_lines", typed)
-    _listen(threading.Event(), resumed)
+    monkeypatch.setattr("common.typed.typed_lines", typed)
+    listen_for_leave(threading.Event(), resumed)
     assert seen == [False, False, False, False, True]
