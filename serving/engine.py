@@ -88,7 +88,7 @@ class Engine:
                 busy or timed_out, with a line that says what to do.
         """
         with self._counted(), self._calling(client) as session:
-            entry = self._store.obtain(instructions)
+            entry = self._store.obtain(instructions, lambda: session.closed)
             try:
                 while True:
                     worker = entry.worker
@@ -226,7 +226,8 @@ class Engine:
             return {
                 "uptime_s": now - self._began_at,
                 "sessions": len(self._sessions),
-                "total": total.report() | {"lost": self._pusher.lost},
+                "total": total.report()
+                | {"lost": self._pusher.lost, "left_behind": len(self._store.left)},
                 "policies": policies,
                 "clients": {
                     session.client: session.counts.report()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -33,11 +34,15 @@ class EngineOptions:
         most_policies: how many policies are kept in memory, those being loaded included.
         replace_after_s: a policy hung for so long gets a fresh copy.
         most_replaced: how often, for each policy; every copy left behind keeps its memory.
+        most_left_behind: how many policies and copies that hang may be left behind. Then a policy
+            among them is not loaded again, no other gets a fresh copy, and one that hangs keeps its
+            place.
         features_max_age_s: dual-rate policies: features older than this are not acted on.
         policy_roots: folders that policies may be loaded from. Empty: from anywhere, hub names
             too.
         allow_downloads: whether a policy may be downloaded from a hub.
-        torch_threads: threads that PyTorch computes with. 0: as many as it likes.
+        torch_threads: threads that PyTorch computes with. 0: as many as it likes; half the cores
+            for policies that are loaded from the first `qwen_vla` on.
     """
 
     fps: float = 30.0
@@ -55,6 +60,7 @@ class EngineOptions:
     most_policies: int = 4
     replace_after_s: float = 30.0
     most_replaced: int = 2
+    most_left_behind: int = 8
     features_max_age_s: float = 2.0
     policy_roots: tuple[str, ...] = ()
     allow_downloads: bool = False
@@ -63,7 +69,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         """ValueError, one line, for a value that cannot be used."""
         seconds = [f.name for f in fields(self) if f.name.endswith("_s")]
-        lowest = dict.fromkeys([*seconds, "similarity", "most_replaced", "torch_threads"], 0.0)
+        lowest = dict.fromkeys([*seconds, "similarity", "torch_threads"], 0.0)
+        lowest |= dict.fromkeys(["most_replaced", "most_left_behind"], 0)
         lowest |= dict.fromkeys(["most_sessions", "most_batched", "most_policies"], 1)
         lowest |= {"fps": 0.1, "inference_timeout_s": 0.01, "session_timeout_s": 0.01}
         highest = {"fps": 10_000.0, "similarity": 1.0, "most_sessions": 65_536}
@@ -72,5 +79,5 @@ class EngineOptions:
             if not low <= getattr(self, name) <= high:  # false for NaN too
                 raise ValueError(f"{name} must be from {low:g} to {high:g}")
         for name, (low, high) in self.joint_ranges.items():
-            if not low < high:
-                raise ValueError(f"the range of {name} must have its lowest value first")
+            if not -math.inf < low < high < math.inf:
+                raise ValueError(f"joint_ranges must have the lower value first: {name} has not")

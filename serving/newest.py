@@ -17,6 +17,8 @@ Offered = Literal["taken", "replaced", "filtered"]
 """taken: it waits now; replaced: it does, in the place of an older one; filtered: left out."""
 
 _REMEMBERED = 1024
+_MOST_KEPT = 1 << 20
+"""Bytes of a sensor window that is compared with the next one; a larger one is always new."""
 
 
 class Likeness:
@@ -68,6 +70,34 @@ class Waiting:
     arrived_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a later observation is compared with: none of the pictures, which are large.
+
+    Attributes:
+        state: a copy; the observation's own is a view that keeps its whole message in memory.
+        sensor: likewise.
+        task: of the observation.
+        wants: of the observation.
+        at: when its prediction began, `time.monotonic()` seconds.
+    """
+
+    state: NDArray[np.float32]
+    sensor: NDArray[np.float32] | None
+    task: str
+    wants: str
+    at: float
+
+    @classmethod
+    def of(cls, observation: Observation, at: float) -> _Shown | None:
+        """What there is to compare with; None where that would be too much to keep."""
+        sensor = observation.sensor
+        if sensor is not None and sensor.nbytes > _MOST_KEPT:
+            return None
+        copied = None if sensor is None else sensor.copy()
+        return cls(observation.state.copy(), copied, observation.task, observation.wants, at)
+
+
 class NewestSlot:
     """Holds one observation, the newest, and remembers what was predicted from.
 
@@ -84,7 +114,7 @@ class NewestSlot:
         self._unchanged_for_s = unchanged_for_s
         self._waiting: Waiting | None = None
         self._predicted: dict[int, None] = {}
-        self._last: tuple[Observation, float] | None = None
+        self._last: _Shown | None = None
 
     @property
     def filled(self) -> bool:
@@ -115,7 +145,7 @@ class NewestSlot:
         self._predicted[timestep] = None
         if len(self._predicted) > _REMEMBERED:
             del self._predicted[next(iter(self._predicted))]
-        self._last = (waiting.observation, now)
+        self._last = _Shown.of(waiting.observation, now) if self._unchanged_for_s else None
         return waiting
 
     def clear(self) -> None:
@@ -131,11 +161,11 @@ class NewestSlot:
         self._predicted.pop(timestep, None)
 
     def _shows_the_same(self, observation: Observation, now: float) -> bool:
-        if self._last is None or observation.wants == "features":
+        last = self._last
+        if last is None or observation.wants == "features":
             return False
-        last, at = self._last
         return (
-            now - at < self._unchanged_for_s
+            now - last.at < self._unchanged_for_s
             and (last.wants, last.task) == (observation.wants, observation.task)
             and self._likeness.same(last.state, observation.state)
             and _same_window(last.sensor, observation.sensor)

@@ -128,9 +128,7 @@ def _listen_grpc(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("grpc", "google"):
             raise
-        raise OptionError(
-            "gRPC is not installed: pip install 'dualrate[serving]', or --no-grpc"
-        ) from None
+        raise OptionError("gRPC is not installed: pip install '.[serving]', or --no-grpc") from None
     credentials = None
     if options.tls_cert is not None and options.tls_key is not None:
         credentials = server_credentials(options.tls_cert, options.tls_key, options.tls_client_ca)

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.engine_options import EngineOptions
+from serving.left_behind import LeftBehind
 from serving.messages import Instructions, ServingError
 from serving.metrics import Tally
 from serving.policies import check_path
 from serving.policy_worker import PolicyWorker
 from serving.pusher import Pusher
 from serving.replies import in_one_line, printable
+from serving.seldom import Seldom
 from serving.served import ServedPolicy, SessionMemory
 
 __all__ = ["Load", "PolicyEntry", "PolicyStore", "admit"]
@@ -26,6 +28,8 @@ logger = logging.getLogger("serving.engine")
 Load = Callable[[Instructions, EngineOptions], ServedPolicy]
 
 _MOST_FILES_LOOKED_AT = 1000
+_LOOK_S = 0.25
+"""How often one that waits for a policy looks whether its session is still there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,15 +73,21 @@ class PolicyStore:
     ) -> None:
         """Share the engine's lock; `pusher` is for sessions that have answers pushed.
 
-        `past` is what the policies did that are no longer kept.
+        `past` is what the policies did that are no longer kept, `left` those of them that hang.
         """
         self._options, self._load, self._lock, self._pusher = options, load, lock, pusher
         self._entries: dict[tuple[object, ...], PolicyEntry] = {}
         self._ended = False
+        self._seldom = Seldom(logger)
         self.past = Tally()
+        self.left = LeftBehind(options.most_left_behind)
 
-    def obtain(self, instructions: Instructions) -> PolicyEntry:
+    def obtain(self, instructions: Instructions, gone: Callable[[], bool]) -> PolicyEntry:
         """The policy, loaded and pinned; waits while it loads, without the lock.
+
+        Args:
+            instructions: what to load.
+            gone: whether nobody wants it any more, asked with the lock held.
 
         Raises:
             ServingError: with a line that says what to do.
@@ -92,7 +102,7 @@ class PolicyStore:
             entry.used_at = time.monotonic()
             give_up_at = entry.used_at + self._options.load_timeout_s
             try:
-                self._wait_loaded(entry, give_up_at)
+                self._wait_loaded(entry, give_up_at, gone)
             except ServingError:
                 entry.pins -= 1
                 raise
@@ -115,7 +125,7 @@ class PolicyStore:
             stuck_s = entry.worker.stuck_for(now)
             if not stuck_s or stuck_s < self._options.replace_after_s:
                 continue
-            if entry.copies >= self._options.most_replaced:
+            if entry.copies >= self._options.most_replaced or self.left.full:
                 continue
             entry.copying = True
             entry.copies += 1
@@ -137,46 +147,55 @@ class PolicyStore:
             entry.changed.notify_all()
         return workers
 
-    def _wait_loaded(self, entry: PolicyEntry, give_up_at: float) -> None:
+    def _wait_loaded(self, entry: PolicyEntry, give_up_at: float, gone: Callable[[], bool]) -> None:
         while entry.worker is None:
             left_s = give_up_at - time.monotonic()
             if entry.error is not None:
                 raise ServingError(entry.error.kind, str(entry.error))
             if self._ended:
                 raise ServingError("busy", "the policy server is stopping")
+            if gone():
+                raise ServingError("no_session", "the session ended while its policy loaded")
             if left_s <= 0:
                 raise ServingError(
                     "timed_out", f"{entry.title} is still loading: ask again to go on waiting"
                 )
-            entry.changed.wait(left_s)
+            entry.changed.wait(min(left_s, _LOOK_S))
         if entry.worker.stuck:
             raise ServingError("timed_out", entry.worker.stuck_message)
 
     def _begin(self, key: tuple[object, ...], instructions: Instructions) -> PolicyEntry:
         if self._ended:
             raise ServingError("busy", "the policy server is stopping")
-        self._make_room()
         title = f"{instructions.policy_type} from {instructions.path}"
         title = printable(f"{title} on {instructions.device}")
+        self.left.check(title)
+        self._make_room()
         entry = PolicyEntry(key, title, instructions, threading.Condition(self._lock))
         self._entries[key] = entry
         threading.Thread(target=self._fill, args=(entry,), name="load", daemon=True).start()
         return entry
 
     def _make_room(self) -> None:
-        unused = [entry for entry in self._entries.values() if entry.worker and not entry.pins]
+        full = self.left.full
+        unused = [
+            entry
+            for entry in self._entries.values()
+            if entry.worker and not entry.pins and not (full and entry.worker.computing)
+        ]
         unused.sort(key=lambda entry: entry.used_at)
         while len(self._entries) >= self._options.most_policies:
             if not unused:
                 raise ServingError(
                     "busy",
-                    f"{len(self._entries)} policies are in use or loading, which is all this "
-                    "server keeps: ask for one of them, or try again when a client has left",
+                    f"{len(self._entries)} policies are in use, loading or hung, which is all "
+                    "this server keeps: ask for one of them, or try again when a client has left",
                 )
             oldest = unused.pop(0)
             assert oldest.worker is not None
-            logger.info("%s is not in use: making room", oldest.title)
+            self._seldom.log(logging.INFO, "%s is not in use: making room", oldest.title)
             oldest.worker.end()
+            self.left.add(oldest.worker)
             self.past.add(oldest.tally)
             del self._entries[oldest.key]
 
@@ -190,19 +209,24 @@ class PolicyStore:
                 entry.changed.notify_all()
         except BaseException as error:
             # Loading runs a library's code: whatever it raises, whoever waits must hear of it.
-            refusal = _refusal(entry.title, error)
-            logger.warning("%s", refusal)
+            refusal = self._not_loaded(entry, error)
             with self._lock:
                 entry.error = refusal
                 del self._entries[entry.key]
                 entry.changed.notify_all()
         else:
-            logger.info("%s is loaded, in %.1f s", entry.title, time.monotonic() - began_at)
+            took_s = time.monotonic() - began_at
+            self._seldom.log(logging.INFO, "%s is loaded, in %.1f s", entry.title, took_s)
+
+    def _not_loaded(self, entry: PolicyEntry, error: BaseException) -> ServingError:
+        """What is told of a load that failed; logged with the error behind a refusal."""
+        refusal = _refusal(entry.title, error)
+        self._seldom.log(logging.WARNING, "not loaded: %s", refusal, cause=error.__cause__)
+        return refusal
 
     def _work(self, entry: PolicyEntry, policy: ServedPolicy) -> PolicyWorker:
-        return PolicyWorker(
-            entry.title, policy, entry.tally, self._options, self._lock, self._pusher
-        )
+        shared = (self._options, self._lock, self._pusher, self._seldom)
+        return PolicyWorker(entry.title, policy, entry.tally, *shared)
 
     def _copy(self, entry: PolicyEntry, old: PolicyWorker) -> None:
         """Load a copy and give it the sessions of the one that hangs, if that still does."""
@@ -210,7 +234,7 @@ class PolicyStore:
             policy = self._load(entry.instructions, self._options)
             moved = self._move(entry, old, policy)
         except BaseException as error:
-            logger.error("%s", _refusal(entry.title, error))
+            self._not_loaded(entry, error)
             moved = False
         with self._lock:
             entry.copying = False
@@ -232,6 +256,7 @@ class PolicyStore:
                         worker.take_over(session, memories[session])
                     old.sessions.clear()
                     old.end()
+                    self.left.add(old)
                     return True
                 asked = [(session, session.instructions) for session in new]
             for session, instructions in asked:

@@ -22,7 +22,8 @@ from serving.metrics import Tally
 from serving.newest import Likeness, NewestSlot
 from serving.pusher import Pusher
 from serving.replies import Replier, in_one_line
-from serving.served import LanedPolicy, Predicted, ServedPolicy, SessionMemory
+from serving.seldom import Seldom
+from serving.served import ClosingPolicy, LanedPolicy, Predicted, ServedPolicy, SessionMemory
 from serving.session import DueReply, Session, Subscription
 
 __all__ = ["PolicyWorker"]
@@ -42,6 +43,7 @@ class PolicyWorker:
         options: of the engine.
         lock: the engine's.
         pusher: for sessions that have answers pushed.
+        seldom: logs what clients can cause.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class PolicyWorker:
         options: EngineOptions,
         lock: threading.Lock,
         pusher: Pusher,
+        seldom: Seldom,
     ) -> None:
         self.title, self.policy, self.sessions = title, policy, set[Session]()
         self._tally, self._options, self._lock, self._pusher = tally, options, lock, pusher
+        self._seldom = seldom
         self._replier = Replier(title, policy, options.fps)
         self._laned = policy if isinstance(policy, LanedPolicy) else None
         names = self._laned.lanes if self._laned else ("predict",)
@@ -74,6 +78,11 @@ class PolicyWorker:
     def stuck(self) -> bool:
         """Whether a prediction hangs."""
         return any(lane.stuck for lane in self._lanes)
+
+    @property
+    def computing(self) -> bool:
+        """Whether a prediction is under way, one that hangs or not."""
+        return any(lane.batch is not None for lane in self._lanes)
 
     @property
     def stuck_message(self) -> str:
@@ -150,6 +159,8 @@ class PolicyWorker:
     def end(self) -> None:
         """Let the threads end; the one that hangs is left behind."""
         self._ended = True
+        if isinstance(self.policy, ClosingPolicy):
+            self.policy.close()
         for lane in self._lanes:
             lane.ready.clear()
             lane.changed.notify_all()
@@ -162,23 +173,27 @@ class PolicyWorker:
 
     def _run(self, lane: Lane) -> None:
         while (batch := self._next(lane)) is not None:
-            taken = list(batch.taken)
-            began_at, results = self._call(taken)
-            if isinstance(results, BaseException) and len(taken) > 1:
-                logger.debug("%s: %s: one by one", self.title, in_one_line(results))
-                for one in taken:
-                    if not self._begin_again(batch):
-                        break
-                    began_at, results = self._call([one])
-                    self._finish(batch, [one], results, began_at)
-            else:
-                self._finish(batch, taken, results, began_at)
+            self._predict(batch)
             with self._lock:
                 was_overdue, lane.batch = batch.overdue, None
                 if was_overdue and not self._ended:
                     logger.warning("%s answers again", self.title)
                     for session in self.sessions:
                         self.request(session)
+
+    def _predict(self, batch: Batch) -> None:
+        # A method of its own: the thread must not hold on to observations while it waits for more.
+        taken = list(batch.taken)
+        began_at, results = self._call(taken)
+        if isinstance(results, BaseException) and len(taken) > 1:
+            logger.debug("%s: %s: one by one", self.title, in_one_line(results))
+            for one in taken:
+                if not self._begin_again(batch):
+                    break
+                began_at, results = self._call([one])
+                self._finish(batch, [one], results, began_at)
+        else:
+            self._finish(batch, taken, results, began_at)
 
     def _next(self, lane: Lane) -> Batch | None:
         """Wait for sessions that want an answer and take their observations; None at the end."""
@@ -209,8 +224,9 @@ class PolicyWorker:
             if len(results) != len(taken):
                 raise ValueError(f"{len(results)} results for {len(taken)} observations")
         except BaseException as error:
-            # Whatever a model does, SystemExit too, it must not end the thread.
-            return began_at, error
+            # Whatever a model does, SystemExit too, it must not end the thread. The traceback would
+            # hold on to the observations, in a ring, until the garbage collector comes by.
+            return began_at, error.with_traceback(None)
         return began_at, results
 
     def _begin_again(self, batch: Batch) -> bool:
@@ -265,7 +281,7 @@ class PolicyWorker:
         now = time.monotonic()
         if now >= self._complains_at:
             self._complains_at = now + _COMPLAIN_EVERY_S
-            logger.warning("%s", message)
+            self._seldom.log(logging.WARNING, "%s", message)
 
     def _give(self, session: Session, reply: Reply, due_at: float) -> None:
         if session.closed:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from serving.messages import Instructions, Observation
 
-__all__ = ["LanedPolicy", "Predicted", "Request", "ServedPolicy", "SessionMemory"]
+__all__ = ["ClosingPolicy", "LanedPolicy", "Predicted", "Request", "ServedPolicy", "SessionMemory"]
 
 
 @dataclass(slots=True)
@@ -90,6 +90,15 @@ class ServedPolicy(Protocol):
 
     def predict(self, requests: Sequence[Request]) -> Sequence[Predicted | Exception]:
         """One result a request, in order; an exception in the place of one that failed alone."""
+        ...
+
+
+@runtime_checkable
+class ClosingPolicy(Protocol):
+    """A policy that can be told that nothing is asked of it any more."""
+
+    def close(self) -> None:
+        """Let a `predict` that waits return; called with the engine's lock held: must not wait."""
         ...
 
 

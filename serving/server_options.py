@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +57,10 @@ class ServerOptions:
     """Seconds that a prediction waits for further clients."""
     similarity: float = 0.0
     """Leave out observations whose joints moved less than this share of their ranges."""
+    joint_ranges: Annotated[
+        dict[str, tuple[float, float]], tyro.conf.arg(metavar="NAME LOW HIGH …")
+    ] = field(default_factory=dict)
+    """--similarity: ranges by the joints' names; of others, what the client has shown so far."""
     unchanged_for: float = 1.0
     """Seconds for which an observation of an unmoved robot is left out."""
     features_max_age: float = 2.0
@@ -68,7 +72,8 @@ class ServerOptions:
     allow_downloads: bool = False
     """Let clients have policies downloaded from a hub."""
     torch_threads: int = 0
-    """Threads that PyTorch computes with; 0 leaves it to PyTorch."""
+    """Threads that PyTorch computes with; 0: as many as it likes, and half the cores for policies
+    that are loaded from the first qwen_vla on."""
     tls_cert: Path | None = None
     """gRPC: this server's certificate, PEM."""
     tls_key: Path | None = None
@@ -117,6 +122,7 @@ class ServerOptions:
                 session_timeout_s=self.session_timeout,
                 most_sessions=self.max_clients,
                 similarity=self.similarity,
+                joint_ranges=self.joint_ranges,
                 unchanged_for_s=self.unchanged_for,
                 most_batched=self.max_batch,
                 batch_window_s=self.batch_window,

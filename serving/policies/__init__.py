@@ -30,17 +30,19 @@ class PolicyType:
         from_files: whether a path means files; otherwise it is the loader's own affair.
         from_hub: whether a path that is no file may be the name of a model on a hub.
         takes_options: whether the loader is called with the EngineOptions too.
+        at_once: how many calls of a policy compute with PyTorch at once; 0: it needs none.
     """
 
     loader: str
     from_files: bool = True
     from_hub: bool = False
     takes_options: bool = False
+    at_once: int = 1
 
 
 _TYPES = {
-    "builtin": PolicyType("serving.policies.builtin:load", from_files=False),
-    "qwen_vla": PolicyType("serving.policies.dual_rate:load", takes_options=True),
+    "builtin": PolicyType("serving.policies.builtin:load", from_files=False, at_once=0),
+    "qwen_vla": PolicyType("serving.policies.dual_rate:load", takes_options=True, at_once=2),
 }
 _LEROBOT = PolicyType("serving.policies.lerobot_policy:load", from_hub=True)
 _TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -67,6 +69,8 @@ def load_policy(instructions: Instructions, options: EngineOptions) -> ServedPol
         os.environ["HF_HUB_OFFLINE"] = "1"
     module, _, name = kind.loader.partition(":")
     try:
+        if kind.at_once:
+            _set_torch_threads(options.torch_threads, kind.at_once)
         loader: Callable[..., ServedPolicy] = getattr(importlib.import_module(module), name)
         return loader(instructions, options) if kind.takes_options else loader(instructions)
     except ModuleNotFoundError as error:
@@ -75,6 +79,17 @@ def load_policy(instructions: Instructions, options: EngineOptions) -> ServedPol
             f"policy type {instructions.policy_type} needs {error.name} on the server, which is "
             "not installed: pip install '.[receiver]' there",
         ) from None
+
+
+def _set_torch_threads(threads: int, at_once: int) -> None:
+    """Set PyTorch's threads, for the whole process; 0 leaves them be unless calls run at once.
+
+    Each of those would have as many threads as there are cores: they would wait for each other.
+    """
+    import torch  # here, because a server may have none
+
+    if threads or at_once > 1:
+        torch.set_num_threads(threads or max((os.cpu_count() or at_once) // at_once, 1))
 
 
 def check_path(instructions: Instructions, options: EngineOptions) -> Instructions:

@@ -17,12 +17,13 @@ Options, all of them optional:
                   deviation, units of the state), as chunks of learned policies do, 0.0
     stamp         1: the last value of every action is the observation's timestamp, in seconds
                   modulo 1000, so that what a robot was told shows how old its reasons were, 0
-    inference_s   how long a prediction takes, of however many observations, 0.0
-    load_s        how long loading takes, 0.0
+    inference_s   how long a prediction takes, of however many observations, 0.0; 60 at most
+    load_s        how long loading takes, 0.0; 60 at most
     most_batched  most observations in one prediction, 64
     raise_at      fail when a session comes to this step (once; only if it began before)
     hang_at       hang when a session comes to this step (once; only if it began before)
-    hang_s        for how long `hang` and `hang_at` do; for ever when not given
+    hang_s        for how long `hang` and `hang_at` do, 60 at most; when not given, until the
+                  server needs the policy no more
 
 So `sway?rows=50&inference_s=0.05` stands for a policy of which the inference time is known.
 """
@@ -45,6 +46,8 @@ __all__ = ["BuiltinOptions", "BuiltinPolicy", "load"]
 
 _STAMP_S = 1000.0
 """Modulo which a timestamp is stamped: in float32 it is then good to 0.1 ms."""
+_LONGEST_S = 60.0
+"""Anybody may ask for it: it keeps a thread meanwhile, and a place in the server."""
 VARIANTS = ("hold", "sway", "raise", "hang", "no_load")
 
 
@@ -96,12 +99,12 @@ class BuiltinOptions:
             ("period_steps", 2.0, 1e9),
             ("wander", 0.0, 1e6),
             ("stamp", 0, 1),
-            ("inference_s", 0.0, 3600.0),
-            ("load_s", 0.0, 60.0),  # anybody may ask for it, and it keeps a place meanwhile
+            ("inference_s", 0.0, _LONGEST_S),
+            ("load_s", 0.0, _LONGEST_S),
             ("most_batched", 1, 4096),
             ("raise_at", 1, 1 << 53),
             ("hang_at", 1, 1 << 53),
-            ("hang_s", 0.0, 86400.0),
+            ("hang_s", 0.0, _LONGEST_S),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -116,7 +119,7 @@ class BuiltinPolicy:
 
     def __init__(self, options: BuiltinOptions) -> None:
         self._options = options
-        self._never = threading.Event()  # waited for where time has to pass
+        self._closed = threading.Event()  # waited for where time has to pass
         self._chance = np.random.default_rng(0)
         self.most_batched = options.most_batched
 
@@ -133,11 +136,15 @@ class BuiltinPolicy:
             raise RuntimeError("the builtin policy was asked to fail")
         if options.variant == "hang" or self._reached(requests, options.hang_at):
             _remember(requests)
-            self._never.wait(options.hang_s)
+            self._closed.wait(options.hang_s)
         _remember(requests)
         if options.inference_s:
-            self._never.wait(options.inference_s)
+            self._closed.wait(options.inference_s)
         return self._chunks(requests)
+
+    def close(self) -> None:
+        """Let go of a prediction that waits or hangs: nobody needs it any more."""
+        self._closed.set()
 
     @staticmethod
     def _reached(requests: Sequence[Request], step: int | None) -> bool:

@@ -12,7 +12,6 @@ the two is taken; a clock that was set forward makes features too old, never too
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -26,11 +25,12 @@ from serving.engine_options import EngineOptions
 from serving.messages import Instructions, Observation, ServingError
 from serving.pictures import pixels_of
 from serving.robot_values import StatePlaces, at_tick_ends, check_space, joint_targets
+from serving.seldom import Seldom
 from serving.served import Predicted, Request, ServedPolicy, SessionMemory
 
 __all__ = ["DualRateSessions", "load"]
 
-logger = logging.getLogger("serving.policies")
+_seldom = Seldom(logging.getLogger("serving.policies"))
 
 _SLOW, _FAST = 0, 1
 _KEY = "dual rate"
@@ -188,23 +188,20 @@ def load(instructions: Instructions, options: EngineOptions) -> ServedPolicy:
         ServingError: bad_policy for what is no such checkpoint, or cannot run on the device.
     """
     try:
-        import torch
-
         from policies.qwen_vla import load_policy
     except ModuleNotFoundError as error:
         raise ServingError(
             "bad_policy",
             f"qwen_vla needs {error.name} on the server: pip install '.[receiver]' there",
         ) from None
-    threads = options.torch_threads or max((os.cpu_count() or 2) // 2, 1)
-    torch.set_num_threads(threads)
     try:
         policy = load_policy(instructions.path, device=instructions.device, keep_plain=False)
     except PolicyError as error:
         raise ServingError("bad_policy", str(error)) from None
     _warm_up(policy)
     spec = policy.spec
-    logger.info("%s: %s parameters on %s", spec.name, f"{spec.parameters:,}", spec.device)
+    count = f"{spec.parameters:,}"
+    _seldom.log(logging.INFO, "%s: %s parameters on %s", spec.name, count, spec.device)
     return DualRateSessions(policy, options.features_max_age_s)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,6 @@ import torch
 from serving.messages import ServingError
 
 __all__ = ["Checkpoint", "open_checkpoint", "torch_device"]
-
-logger = logging.getLogger("serving.lerobot")
 
 _BEFORE, _AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -204,27 +201,25 @@ def _overrides(
 
 @contextmanager
 def _as_refusals(kind: str, path: str) -> Iterator[None]:
-    """What LeRobot raises while it loads, as one line for the client."""
+    """What LeRobot raises while it loads, as one line for the client; the store logs the rest."""
     try:
         yield
     except ServingError:
         raise
     except FileNotFoundError as error:
-        logger.warning("%s policy %s: %s", kind, path, error)
         why = _line(error) if Path(path).is_dir() else f"not on this computer; {_OFFLINE}"
         raise ServingError(
             "not_found", f"no whole {kind} checkpoint at {path!r} (safetensors): {why}"
-        ) from None
+        ) from error
     except (ImportError, RecursionError) as error:
         raise ServingError(
             "bad_policy", f"a {kind} policy cannot be loaded by this server: {_line(error)}"
         ) from None
     except Exception as error:
-        logger.warning("%s policy %s cannot be loaded", kind, path, exc_info=True)
         hint = f"; {_OFFLINE}" if isinstance(error, OSError) else ""
         raise ServingError(
             "bad_policy", f"{path} cannot be loaded as {kind}: {_line(error)}{hint}"
-        ) from None
+        ) from error
 
 
 def _line(error: BaseException) -> str:

@@ -15,11 +15,12 @@ from serving.messages import Instructions, ServingError
 from serving.policies.lerobot_checkpoint import Checkpoint
 from serving.policies.lerobot_history import Queues
 from serving.policies.lerobot_inputs import Fit, Inputs, expected, fit, tensors
+from serving.seldom import Seldom
 from serving.served import Predicted, Request, SessionMemory
 
 __all__ = ["LeRobotPolicy"]
 
-logger = logging.getLogger("serving.lerobot")
+_seldom = Seldom(logging.getLogger("serving.lerobot"))
 
 _FIT = "fit"
 _BATCHED = {"act": 32, "diffusion": 16, "vqbet": 16, "multi_task_dit": 8}
@@ -94,7 +95,12 @@ class LeRobotPolicy:
             chunks = self._chunks([inputs for _, inputs in rows], asked, most)
         except Exception as error:
             if len(rows) > 1:
-                logger.warning("%s: %d at once failed, now one by one", self._kind, len(rows))
+                _seldom.log(
+                    logging.WARNING,
+                    "%s: %d at once failed, now one by one",
+                    self._kind,
+                    len(rows),
+                )
                 for row in rows:
                     yield from self._computed([row], requests)
                 return
@@ -161,13 +167,12 @@ class LeRobotPolicy:
                 break
             except Exception as error:
                 if count > 1:
-                    logger.warning("%s predicts one at a time: %s", self._kind, error)
+                    _seldom.log(logging.WARNING, "%s predicts one at a time: %s", self._kind, error)
                     self.most_batched = 1
                     continue
-                logger.warning("%s cannot predict", self._kind, exc_info=True)
                 raise ServingError(
                     "bad_policy", f"the {self._kind} policy loads and cannot predict: {error}"
-                ) from None
+                ) from error
             finally:
                 self._queues.forget()
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from serving.messages import Instructions, Observation, ServingError
 from serving.pictures import pixels_of
+from serving.seldom import Seldom
 
 __all__ = ["Expected", "Fit", "Inputs", "expected", "fit", "tensors"]
 
-logger = logging.getLogger("serving.lerobot")
+_seldom = Seldom(logging.getLogger("serving.lerobot"))
 
 _STATE, _IMAGES = "observation.state", "observation.images."
 _FILLS_IN = frozenset({"smolvla", "pi0", "pi05", "pi0_fast", "xvla"})
@@ -121,7 +122,7 @@ def fit(wants: Expected, instructions: Instructions, saved_rename: Mapping[str, 
             )
     if missing or len(used) < len(keys):
         unused = sorted(set(keys) - set(used))
-        logger.info("cameras not used: %s; left blank: %s", unused, sorted(missing))
+        _seldom.log(logging.INFO, "cameras not used: %s; left blank: %s", unused, sorted(missing))
     return Fit(used, rename.get(_STATE, _STATE))
 
 

@@ -26,7 +26,7 @@ def load(instructions: Instructions) -> ServedPolicy:
         raise ServingError(
             "bad_policy",
             f"policy type {instructions.policy_type!r} needs LeRobot on the server: "
-            "pip install 'dualrate[lerobot]' (Python 3.12)",
+            "pip install '.[lerobot]' (Python 3.12)",
         )
     # Here, because a server without LeRobot may have no PyTorch either.
     from serving.policies.lerobot_checkpoint import open_checkpoint

@@ -107,9 +107,10 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
     """For gRPC's `add_secure_port`; AuthError where a file cannot be used."""
     import grpc
 
+    pair = _pem(key, "--tls_key"), _pem(cert, "--tls_cert")
     _warn_if_open(key)
     return grpc.ssl_server_credentials(
-        [(_pem(key, "--tls_key"), _pem(cert, "--tls_cert"))],
+        [pair],
         root_certificates=None if client_ca is None else _pem(client_ca, "--tls_client_ca"),
         require_client_auth=client_ca is not None,
     )

@@ -40,6 +40,7 @@ logger = logging.getLogger("serving.zmq")
 _TICK_S = 1.0
 _HEARTBEAT_MS = 2_000
 _MOST_LOADING = 32
+"""Threads that wait for a policy, those of sessions that have begun again meanwhile too."""
 _MOST_AT_ONCE = 16
 """Messages taken in before answers are sent again."""
 _UNSENT_S = 1.0
@@ -93,6 +94,7 @@ class ZmqServer:
         self.undelivered = 0
         self._engine = engine
         self._sessions: dict[bytes, _Session] = {}
+        self._may_load = threading.BoundedSemaphore(_MOST_LOADING)
         self._outbox: queue.SimpleQueue[tuple[Envelope, Reply | _Loaded]] = queue.SimpleQueue()
         self._awake, self._waker = socket.socketpair()
         self._awake.setblocking(False)
@@ -140,7 +142,7 @@ class ZmqServer:
             pass  # closed
 
     def _load(self, envelope: Envelope, client: str, instructions: Instructions) -> None:
-        """Waits for the policy, in a thread of its own."""
+        """Waits for the policy, in a thread of its own; one of `_MOST_LOADING`."""
         error = None
         try:
             self._engine.instruct(client, instructions)
@@ -150,6 +152,8 @@ class ZmqServer:
         except Exception:
             logger.exception("[SERVER] an error of the server's own")
             error = ServingError("failed", "an error of the server's own; its log has it")
+        finally:
+            self._may_load.release()
         self._post(envelope, _Loaded(error))
 
     def _deliverer(self, envelope: Envelope) -> Callable[[Reply], None]:
@@ -272,15 +276,21 @@ class ZmqServer:
     ) -> None:
         if session.loading:
             raise ServingError("busy", "the policy of this client is being loaded already")
-        if sum(other.loading for other in self._sessions.values()) >= _MOST_LOADING:
-            raise ServingError("busy", f"{_MOST_LOADING} clients wait for policies; try again")
-        session.loading, session.instructed = True, False
-        threading.Thread(
+        # Each Ready makes another session; the thread of the one before may not have ended yet.
+        if not self._may_load.acquire(blocking=False):
+            raise ServingError("busy", f"{_MOST_LOADING} calls wait for policies; try again")
+        loading = threading.Thread(
             target=self._load,
             args=(envelope, session.client, instructions),
             name="zmq-loading",
             daemon=True,
-        ).start()
+        )
+        try:
+            loading.start()
+        except RuntimeError:  # the system has no thread left
+            self._may_load.release()
+            raise
+        session.loading, session.instructed = True, False
 
     def _send_waiting(self) -> None:
         while True:

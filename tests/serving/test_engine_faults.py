@@ -271,6 +271,63 @@ def test_a_policy_stuck_for_long_gets_a_fresh_copy(
     assert _stuck(engine)
 
 
+def _hung(engine: Engine, shelf: Shelf, client: str, path: str) -> GatedPolicy:
+    """The policy at the path, after it was loaded for the client and hung."""
+    engine.ready(client)
+    engine.instruct(client, told(path))
+    policy = shelf.loaded[-1][1]
+    policy.hang.add(1)
+    engine.observe(client, seen(1))
+    assert Asking(engine, client).error.kind == "timed_out"
+    return policy
+
+
+def _left_behind(engine: Engine) -> int:
+    count: int = engine.metrics()["total"]["left_behind"]
+    return count
+
+
+def test_policies_that_hang_are_left_behind_in_a_bounded_number(
+    serve: Callable[..., Engine], shelf: Shelf
+) -> None:
+    engine = serve(most_policies=1, most_left_behind=2, **HANG)
+    first = _hung(engine, shelf, "a", "p")
+    _hung(engine, shelf, "a", "q")
+    assert _left_behind(engine) == 1
+    _hung(engine, shelf, "a", "r")
+    assert _left_behind(engine) == 2
+    engine.ready("a")
+    with pytest.raises(ServingError, match=r"p on cpu hangs, and 2 policies.*restart") as refused:
+        engine.instruct("a", told("p"))
+    assert refused.value.kind == "failed"
+    with pytest.raises(ServingError, match="1 policies are in use, loading or hung") as refused:
+        engine.instruct("a", told("s"))  # r hangs and keeps its place
+    assert refused.value.kind == "busy"
+    assert shelf.paths == ["p", "q", "r"]
+    first.release.set()
+    wait_until(lambda: _left_behind(engine) == 1, "a call to return after all")
+    engine.instruct("a", told("s"))
+    assert _left_behind(engine) == 2
+
+
+def test_no_more_copies_are_left_behind_than_may_be(
+    serve: Callable[..., Engine], shelf: Shelf
+) -> None:
+    engine = serve("a", inference_timeout_s=0.1, replace_after_s=0.1, most_left_behind=1)
+    _hung(engine, shelf, "a", "p")
+    wait_until(lambda: len(shelf.loaded) == 2 and not _stuck(engine), "the fresh copy")
+    assert _left_behind(engine) == 1
+    shelf.loaded[1][1].hang.add(2)
+    engine.observe("a", seen(2))
+    assert Asking(engine, "a").error.kind == "timed_out"
+    (entry,) = engine._store.entries()
+    with engine._lock:
+        engine._store.replace_stuck(time.monotonic() + LONG_S)
+        assert not entry.copying
+    shelf.loaded[0][1].release.set()
+    wait_until(lambda: len(shelf.loaded) == 3 and not _stuck(engine), "a copy, once one is gone")
+
+
 def test_a_fresh_copy_is_not_used_where_the_call_returned_meanwhile(
     serve: Callable[..., Engine], shelf: Shelf
 ) -> None:
@@ -404,11 +461,72 @@ def test_a_session_that_ends_while_its_policy_loads_keeps_no_place(
     loading = Instructing(engine, "a", told("p"))
     wait_until(lambda: shelf.began, "the load")
     engine.ready("a")
-    shelf.closed["p"].set()
-    error = loading.end()
+    error = loading.end()  # while the policy loads on: its thread is not wanted for that
     assert error is not None
     assert error.kind == "no_session"
+    shelf.closed["p"].set()
+    wait_until(lambda: _loaded(engine), "the policy")
     engine.instruct("a", told("q"))
+
+
+def _loaded(engine: Engine) -> bool:
+    return all(policy["loaded"] for policy in engine.metrics()["policies"].values())
+
+
+def test_loads_that_fail_are_logged_once_a_second(
+    serve: Callable[..., Engine], shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    engine, tried = serve("a", most_policies=1), 0
+
+    def fails() -> list[str]:
+        nonlocal tried
+        tried += 1
+        shelf.errors[f"p{tried}"] = OSError("no space left")
+        with pytest.raises(ServingError, match="no space left"):
+            engine.instruct("a", told(f"p{tried}"))
+        return caplog.messages[1:]
+
+    began_at = time.monotonic()
+    wait_until(fails, "a second line")
+    assert time.monotonic() - began_at >= 1.0
+    assert tried > 2
+    assert f"; {tried - 2} more like it were left out" in caplog.messages[1]
+
+
+def test_loads_and_evictions_are_logged_once_a_second(
+    serve: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    engine, began_at = serve("a", most_policies=2), time.monotonic()
+    for number in range(50):
+        engine.instruct("a", told(f"p{number}"))
+    for words in ("is loaded, in", "making room"):
+        lines = [line for line in caplog.messages if words in line]
+        assert 1 <= len(lines) <= 1 + time.monotonic() - began_at
+
+
+def test_failures_of_many_policies_are_logged_once_a_second(
+    serve: Callable[..., Engine], shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf.made = lambda policy: policy.poison.add(1)
+    engine, began_at = serve("a", most_policies=2), time.monotonic()
+    for number in range(50):
+        engine.instruct("a", told(f"p{number}"))
+        engine.observe("a", seen(1))
+        assert Asking(engine, "a").error.kind == "failed"
+    lines = [line for line in caplog.messages if "poisoned" in line]
+    assert 1 <= len(lines) <= 1 + time.monotonic() - began_at
+
+
+def test_the_error_behind_a_loaders_refusal_is_logged(
+    serve: Callable[..., Engine], shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf.errors["p"] = ServingError("bad_policy", "p cannot be loaded")
+    shelf.errors["p"].__cause__ = KeyError("model.layers.7")
+    with pytest.raises(ServingError, match=r"^p cannot be loaded$"):
+        serve("a").instruct("a", told("p"))
+    assert "KeyError: 'model.layers.7'" in caplog.text
 
 
 def test_new_weights_under_an_old_path_are_loaded(

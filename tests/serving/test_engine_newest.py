@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
+from serving.messages import Observation
 from serving.newest import Likeness, NewestSlot
-from tests.serving.engines import seen
+from tests.serving.engines import Asking, Start, seen, start, told
+from tests.support import wait_until
+
+__all__ = ["start"]  # the fixture
 
 WINDOW = np.ones((4, 2), np.float32)
 
@@ -62,6 +68,38 @@ def test_whatever_else_an_answer_depends_on_counts_too(more: dict[str, object]) 
 def test_the_same_window_is_no_change() -> None:
     assert predicted(slot(), sensor=WINDOW).offer(seen(1, sensor=WINDOW.copy()), 0.1) == "filtered"
     assert predicted(slot(), sensor=WINDOW).offer(seen(1, sensor=2 * WINDOW), 0.1) == "taken"
+
+
+def test_a_window_too_large_to_keep_is_always_new() -> None:
+    window = np.ones((1024, 257), np.float32)
+    assert predicted(slot(), sensor=window).offer(seen(1, sensor=window), 0.1) == "taken"
+
+
+def test_nothing_of_a_message_is_kept_after_its_prediction_has_begun() -> None:
+    message = np.ones(1024, np.float32)  # state and window are views of it, as of what came
+    observation = Observation(0, 0.0, True, message[:2], sensor=message[8:16].reshape(4, 2))
+    memory = weakref.ref(message)
+    held = slot()
+    held.offer(observation, 0.0)
+    held.take(0.0)
+    del message, observation
+    assert memory() is None
+    assert held.offer(seen(1, (1.0, 1.0), sensor=WINDOW), 0.1) == "filtered"
+
+
+@pytest.mark.parametrize("path", ["hold", "raise"])
+def test_the_engine_lets_go_of_pictures_once_they_were_predicted_from(
+    start: Start, path: str
+) -> None:
+    engine = start()
+    engine.ready("a")
+    engine.instruct("a", told(path, cameras={"front": (4, 6, 3)}))
+    observation = seen(0, cameras=["front"])
+    pixels = weakref.ref(observation.pictures["front"].pixels)  # type: ignore[arg-type]
+    engine.observe("a", observation)
+    del observation
+    assert Asking(engine, "a").result is not None
+    wait_until(lambda: pixels() is None, "the pictures to be let go of")
 
 
 def test_a_tolerance_is_a_share_of_the_known_range() -> None:

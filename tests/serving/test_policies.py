@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ from serving.pictures import pixels_of
 from serving.policies import check_path, load_policy
 from serving.policies.builtin import BuiltinOptions, BuiltinPolicy
 from serving.robot_values import StatePlaces
-from serving.served import LanedPolicy, Request, SessionMemory
+from serving.served import LanedPolicy, Request, ServedPolicy, SessionMemory
 from tests.serving.engines import LONG_S, Asking, seen, told
+from tests.support import wait_until
 
 NO_LIMITS = EngineOptions()
 
@@ -108,8 +111,6 @@ def test_only_what_lies_in_the_given_folders_is_opened(tmp_path: Path) -> None:
 
 
 def test_nothing_is_downloaded_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     load_policy(told(), EngineOptions(allow_downloads=True))
     assert os.environ["HF_HUB_OFFLINE"] == "0"
@@ -125,6 +126,8 @@ def test_nothing_is_downloaded_unless_allowed(monkeypatch: pytest.MonkeyPatch) -
         {"inference_timeout_s": float("nan")},
         {"most_sessions": 0},
         {"joint_ranges": {"a": (1.0, 0.0)}},
+        {"joint_ranges": {"a": (0.0, float("inf"))}},
+        {"most_left_behind": -1},
         {"most_batched": 0},
         {"load_timeout_s": -1.0},
     ],
@@ -132,6 +135,54 @@ def test_nothing_is_downloaded_unless_allowed(monkeypatch: pytest.MonkeyPatch) -
 def test_options_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         EngineOptions(**values)
+
+
+@pytest.mark.parametrize("error", [KeyError("layers.7"), FileNotFoundError("model.safetensors")])
+def test_what_lerobot_raised_is_left_to_the_store_to_log(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("torch")
+    from serving.policies.lerobot_checkpoint import _as_refusals
+
+    with pytest.raises(ServingError) as refusal, _as_refusals("act", "someone/act_pick"):
+        raise error
+    assert refusal.value.__cause__ is error
+    assert not caplog.records
+
+
+# --- PyTorch's threads ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[], int]]:
+    """How many there are; set back at the end."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    yield torch.get_num_threads
+    torch.set_num_threads(before)
+
+
+def load_nothing(instructions: Instructions, options: EngineOptions | None = None) -> ServedPolicy:
+    return builtin("hold")
+
+
+@pytest.mark.parametrize("kind", ["act", "qwen_vla"])
+def test_torch_threads_are_set_for_every_policy_that_uses_it(
+    kind: str, torch_threads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = {"act": policies._LEROBOT} | policies._TYPES
+    nothing = replace(real[kind], loader=f"{__name__}:load_nothing")
+    monkeypatch.setitem(policies._TYPES, kind, nothing)
+    load_policy(Instructions(kind, "."), EngineOptions(torch_threads=3))
+    assert torch_threads() == 3
+    load_policy(Instructions(kind, "."), NO_LIMITS)  # LeRobot's are left alone
+    assert torch_threads() == (3 if kind == "act" else max((os.cpu_count() or 2) // 2, 1))
+
+
+def test_a_policy_without_torch_leaves_its_threads_alone(torch_threads: Callable[[], int]) -> None:
+    before = torch_threads()
+    load_policy(told(), EngineOptions(torch_threads=before + 1))
+    assert torch_threads() == before
 
 
 # --- the builtin policy ---------------------------------------------------------------------------
@@ -161,6 +212,9 @@ def builtin(path: str) -> BuiltinPolicy:
         ("sway?rows=1.5", "rows=1.5 is no number"),
         ("sway?rows=0", "rows must be from 1"),
         ("sway?inference_s=nan", "inference_s must be from 0"),
+        ("sway?inference_s=61", "inference_s must be from 0 to 60"),
+        ("hang?hang_s=61", "hang_s must be from 0 to 60"),
+        ("hold?load_s=61", "load_s must be from 0 to 60"),
         ("sway?rows=", "rows= is no number"),
     ],
 )
@@ -212,10 +266,38 @@ def test_hangs_end_when_they_are_to() -> None:
     policy, memory = builtin("hold?hang_at=5&hang_s=0.01"), SessionMemory(told())
     chunks(policy, asked(4, (0.0,), memory), asked(4, (0.0,)))
     chunks(policy, asked(5, (0.0,), memory))
-    hung = threading.Thread(target=lambda: builtin("hang").predict([asked(0, (0.0,))]), daemon=True)
+    policy = builtin("hang")
+    hung = threading.Thread(target=lambda: policy.predict([asked(0, (0.0,))]), daemon=True)
     hung.start()
     hung.join(0.1)
     assert hung.is_alive()
+    policy.close()
+    hung.join(LONG_S)
+    assert not hung.is_alive()
+
+
+def test_a_client_cannot_gather_threads_that_hang() -> None:
+    title = "predict builtin from hang?rows="
+
+    def hanging() -> int:
+        return sum(thread.name.startswith(title) for thread in threading.enumerate())
+
+    pictures = []
+    with _serving(most_policies=2) as engine:
+        for rows in range(1, 13):
+            engine.ready("a")
+            engine.instruct("a", told(f"hang?rows={rows}", cameras={"front": (4, 6, 3)}))
+            engine.subscribe("a", lambda reply: None)
+            observation = seen(0, cameras=["front"])
+            pictures.append(weakref.ref(observation.pictures["front"].pixels))  # type: ignore[arg-type]
+            engine.observe("a", observation)
+            del observation
+            lanes = engine._sessions.of("a").worker._lanes  # type: ignore[union-attr]
+            wait_until(lambda lanes=lanes: lanes[0].batch, "the prediction that hangs")
+        wait_until(lambda: hanging() <= 2, "the threads of the others to end")
+        wait_until(lambda: sum(p() is not None for p in pictures) <= 2, "their pictures to go")
+        assert engine.metrics()["total"]["left_behind"] == 0
+    wait_until(lambda: not hanging(), "the last threads to end")
 
 
 def test_the_ways_to_fail_are_served_as_such() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -12,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from common.program import OptionError, parse
+from serving.engine import Engine
+from serving.messages import Instructions
 from serving.policy_server import serve
 from serving.server_options import ServerOptions
 from serving.transports.grpc_link import GrpcLink
 from serving.transports.security import ClientKeys, ServerKeys
 from serving.transports.zmq_link import ZmqLink
+from tests.serving.engines import seen
 from tests.serving.wires import begun, exchange
 from tests.support import Child, free_ports, wait_until
 
@@ -104,6 +108,9 @@ def test_beyond_this_computer_it_warns(program: Callable[..., Child]) -> None:
         (("--tls_client_ca", "x.pem"), "needs --tls_cert"),
         (("--preload", "act"), "TYPE:PATH"),
         (("--duration", "0"), "--duration"),
+        (("--joint_ranges", "elbow.pos", "90", "-90"), "--joint_ranges must have the lower"),
+        (("--joint_ranges", "elbow.pos", "nan", "90"), "--joint_ranges must have the lower"),
+        (("--joint_ranges", "elbow.pos", "90"), "--joint_ranges"),
         (("--no_such_option", "1"), "no_such_option"),
     ],
 )
@@ -125,6 +132,23 @@ def test_options_as_lerobot_writes_them() -> None:
     assert options == ServerOptions()
     engine = options.engine()
     assert (engine.fps, engine.inference_latency_s, engine.obs_queue_timeout_s) == (30, 0.033, 1)
+
+
+def test_the_tolerance_is_a_share_of_the_ranges_that_are_given(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("joint_ranges: {elbow.pos: [-90, 90], gripper.pos: [0, 100]}\n")
+    given = ("--joint_ranges", "elbow.pos", "-90", "90", "gripper.pos", "0", "100")
+    for arguments in (given, ("--config", str(file))):
+        engine = parse(ServerOptions, ("--similarity", "0.01", *arguments)).engine()
+        assert engine.joint_ranges == {"elbow.pos": (-90.0, 90.0), "gripper.pos": (0.0, 100.0)}
+    with contextlib.closing(Engine(engine)) as served:
+        served.ready("a")
+        names = ("elbow.pos", "gripper.pos")
+        served.instruct("a", Instructions("builtin", "hold", state_names=names))
+        assert served.observe("a", seen(1, (0.0, 0.0)))
+        assert served.answer("a") is not None
+        assert not served.observe("a", seen(2, (1.7, 0.9)))
+        assert served.observe("a", seen(3, (1.7, 1.1)))
 
 
 @pytest.mark.parametrize(

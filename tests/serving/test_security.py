@@ -162,6 +162,16 @@ def test_a_token_without_tls(grpc_server: Callable[..., GrpcServer]) -> None:
     GrpcLink("192.0.2.1:8080", token=TOKEN, token_in_the_clear=True).close()
 
 
+@pytest.mark.parametrize("option", ["--tls_cert", "--tls_key", "--tls_client_ca"])
+def test_a_file_of_the_server_that_is_not_there_is_one_line(tmp_path: Path, option: str) -> None:
+    (tmp_path / "good.pem").write_text("-----BEGIN CERTIFICATE-----")
+    files = dict.fromkeys(("--tls_cert", "--tls_key", "--tls_client_ca"), tmp_path / "good.pem")
+    files[option] = tmp_path / "nowhere.pem"
+    with pytest.raises(AuthError, match=rf"{option} \S+nowhere\.pem: cannot be read") as refused:
+        server_credentials(*files.values())
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "content", ["", "short", "two words of some length", "ä" * 30, "x" * 5000, "\x00" * 30]
 )
