@@ -8,9 +8,11 @@ Over gRPC it is what LeRobot's own clients expect; this project's clients use th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -124,7 +126,7 @@ def _listen_grpc(
     options: ServerOptions, engine: Engine, refusals: Refusals, servers: contextlib.ExitStack
 ) -> None:
     try:
-        from serving.transports.grpc_server import GrpcServer, PortInUse
+        from serving.transports.grpc_server import CannotListen, GrpcServer
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("grpc", "google"):
             raise
@@ -142,14 +144,26 @@ def _listen_grpc(
             token=None if options.token_file is None else read_token(options.token_file),
             credentials=credentials,
         )
-    except PortInUse:
-        raise _in_use(options.port, "--port") from None
+    except CannotListen:
+        raise _why_not(options) from None
     servers.callback(over_grpc.close)
     with_what = [word for word, on in (("TLS", credentials), ("token", options.token_file)) if on]
     logger.info(
         "[SERVER] gRPC on %s:%d%s",
         options.host, over_grpc.port, f" with {' and '.join(with_what)}" if with_what else "",
     )  # fmt: skip
+
+
+def _why_not(options: ServerOptions) -> OptionError:
+    """What keeps gRPC from listening, asked by listening there without it."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        socket.create_server((options.host, options.port), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return _in_use(options.port, "--port")
+        return OptionError(f"--host {options.host}: cannot be used ({error.strerror})")
+    return OptionError("gRPC takes no such files: do --tls_cert and --tls_key belong together?")
 
 
 def _in_use(port: int, option: str) -> OptionError:

@@ -25,7 +25,7 @@ from serving.transports.grpc_uploads import MOST_UPLOADS, UPLOAD_TIMEOUT_S
 from serving.transports.refusals import Refusals
 from serving.transports.security import bearer_matches
 
-__all__ = ["GrpcServer", "PortInUse"]
+__all__ = ["CannotListen", "GrpcServer"]
 
 logger = logging.getLogger("serving.grpc")
 
@@ -33,8 +33,8 @@ _SPARE_CALLS = 32
 _MOST_THREADS = 1024
 
 
-class PortInUse(Exception):
-    """Somebody else listens there already."""
+class CannotListen(Exception):
+    """gRPC does not listen there, and does not say why."""
 
 
 class GrpcServer:
@@ -52,7 +52,7 @@ class GrpcServer:
         credentials: Any = None,
         upload_timeout_s: float = UPLOAD_TIMEOUT_S,
     ) -> None:
-        """Listen at once; PortInUse where that cannot be. `port` 0 takes any: see `port`."""
+        """Listen at once; CannotListen where that cannot be. `port` 0 takes any: see `port`."""
         self.refusals = refusals or Refusals()
         self._token = token
         self._calls = Calls(engine, options, self.refusals, upload_timeout_s)
@@ -69,8 +69,9 @@ class GrpcServer:
                 ("grpc.max_send_message_length", MAX_MESSAGE),
                 # Two servers on one port would share the robots between them.
                 ("grpc.so_reuseport", 0),
-                # Of one connection; a client has one or two calls of its own open.
-                ("grpc.max_concurrent_streams", 16),
+                # Of one connection. A client has one or two calls open; an upload that was refused
+                # before its end counts for a while longer, and some try again at once.
+                ("grpc.max_concurrent_streams", 64),
                 # Our clients ask every second whether we are there, also while a policy loads.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
                 ("grpc.http2.max_ping_strikes", 0),
@@ -91,7 +92,7 @@ class GrpcServer:
         except RuntimeError:
             self.port = 0
         if not self.port:
-            raise PortInUse(where)
+            raise CannotListen(where)
         self._server.start()
 
     def _handlers(self) -> Any:

@@ -159,6 +159,7 @@ def test_the_tolerance_is_a_share_of_the_ranges_that_are_given(tmp_path: Path) -
         (("--curve_keys", "/no/such/folder"), "cannot be read"),
         (("--token_file", "/no/such/file"), "cannot be read"),
         (("--host", "192.0.2.7"), "192.0.2.7"),
+        (("--host", "192.0.2.7", "--zmq_port", "0"), "--host 192.0.2.7: cannot be used"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(arguments: tuple[str, ...], words: str) -> None:
@@ -168,6 +169,18 @@ def test_what_cannot_be_served_is_one_line(arguments: tuple[str, ...], words: st
         serve(options, threading.Event())
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_certificates_that_are_none_are_one_line(tmp_path: Path) -> None:
+    words = []
+    for option, kind in (("--tls_cert", "CERTIFICATE"), ("--tls_key", "PRIVATE KEY")):
+        file = tmp_path / kind
+        file.write_text(f"-----BEGIN {kind}-----\nbm90aGluZw==\n-----END {kind}-----\n")
+        words += [option, str(file)]
+    (port,) = free_ports(1)
+    options = parse(ServerOptions, ("--port", str(port), "--zmq_port", "0", *words))
+    with pytest.raises(OptionError, match="do --tls_cert and --tls_key belong together"):
+        serve(options, threading.Event())
 
 
 def test_it_makes_keys(program: Callable[..., Child], tmp_path: Path) -> None:
