@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def test_a_missing_package_is_one_line_and_exit_code_2(
     def lacking(out: Path) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
+    # The program keeps its client quiet, which must not last for the tests that come after.
+    monkeypatch.setattr(logging.getLogger("serving"), "setLevel", lambda _: None)
     monkeypatch.setattr(profile_inference, "_make_small", lacking)
     monkeypatch.setattr("sys.argv", ["profile_inference.py", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
