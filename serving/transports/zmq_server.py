@@ -49,7 +49,7 @@ _UNSENT_S = 1.0
 
 @dataclass(slots=True)
 class _Session:
-    """A client that has said Ready. Only the ROUTER's thread touches it.
+    """A client that has said Ready. Only the ROUTER's thread changes it.
 
     Attributes:
         client: what the engine knows it by.
@@ -141,12 +141,16 @@ class ZmqServer:
         except OSError:
             pass  # closed
 
-    def _load(self, envelope: Envelope, client: str, instructions: Instructions) -> None:
+    def _load(self, envelope: Envelope, session: _Session, instructions: Instructions) -> None:
         """Waits for the policy, in a thread of its own; one of `_MOST_LOADING`."""
         error = None
         try:
-            self._engine.instruct(client, instructions)
-            self._engine.subscribe(client, self._deliverer(envelope))
+            # The engine knows the client, not the attempt: a thread that only now gets to run must
+            # not give another attempt's session its policy, nor take that one's answers.
+            if self._sessions.get(envelope.session) is not session:
+                raise ServingError("no_session", "the client has begun again")
+            self._engine.instruct(session.client, instructions)
+            self._engine.subscribe(session.client, self._deliverer(envelope))
         except ServingError as refused:
             error = refused
         except Exception:
@@ -281,7 +285,7 @@ class ZmqServer:
             raise ServingError("busy", f"{_MOST_LOADING} calls wait for policies; try again")
         loading = threading.Thread(
             target=self._load,
-            args=(envelope, session.client, instructions),
+            args=(envelope, session, instructions),
             name="zmq-loading",
             daemon=True,
         )

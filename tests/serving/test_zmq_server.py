@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import zmq
@@ -10,6 +11,7 @@ import zmq
 from serving.packed import Note, encode
 from serving.transports.zmq_common import Envelope
 from serving.transports.zmq_link import ZmqLink
+from serving.transports.zmq_server import ZmqServer
 from tests.serving.wires import Servers, begun, exchange, instructions, serving
 from tests.support import wait_until
 
@@ -50,3 +52,36 @@ def test_threads_that_wait_for_a_policy_are_bounded(monkeypatch: pytest.MonkeyPa
         assert _begin_again_and_again(made) < 40  # 32, and some that are about to end
         assert made.refused("zmq", "busy")
     wait_until(lambda: not _waiting(), "the waits to end with the engine")
+
+
+def test_a_load_that_gets_to_run_late_leaves_the_next_attempt_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, held, go_on = threading.Event(), threading.Event(), threading.Event()
+    load = ZmqServer._load
+
+    def late(server: ZmqServer, envelope: Envelope, *given: Any) -> None:
+        if not first.is_set():
+            first.set()
+            go_on.wait(30)
+            load(server, envelope, *given)
+            held.set()
+        else:
+            load(server, envelope, *given)
+
+    monkeypatch.setattr(ZmqServer, "_load", late)
+    with serving() as made:
+        where = f"tcp://127.0.0.1:{made.zmq.port}"
+        with zmq.Context.instance().socket(zmq.DEALER) as before:
+            before.linger = 0
+            before.connect(where)
+            link = ZmqLink(where.removeprefix("tcp://"))
+            for message in (Note("ready"), instructions("hold")):
+                before.send_multipart([Envelope(link._session, 0).pack(), *encode(message)])
+            assert first.wait(30)
+            begun(link)  # the same session, attempt 1
+            exchange(link, 1)
+            go_on.set()
+            assert held.wait(30)
+            exchange(link, 2)
+            link.close()
