@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 __all__ = ["JpegError", "check_scans", "jpeg_size"]
 
 _START = b"\xff\xd8"
@@ -59,5 +61,6 @@ def check_scans(data: bytes | bytearray | memoryview) -> None:
     A decoder goes through the whole picture once for each scan, of which a few bytes make one: a
     progressive picture has about ten. In compressed data the two bytes of a marker do not occur.
     """
-    if bytes(data).count(bytes((0xFF, _SCAN))) > _MOST_SCANS:
+    values = np.frombuffer(data, np.uint8)
+    if np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == _SCAN)) > _MOST_SCANS:
         raise JpegError("too many scans")
