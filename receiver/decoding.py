@@ -78,8 +78,8 @@ class Decoder:
 
     def _decode(self, view: str, jpeg: Buffer) -> NDArray[np.uint8]:
         try:
-            check_scans(jpeg)
             flags = _FLAGS[reduction(jpeg_size(jpeg), self._target)]
+            check_scans(jpeg)
             image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
         except (JpegError, cv2.error):
             image = None
