@@ -28,16 +28,21 @@ def recovered(folder: Path) -> Session:
     return Session(folder)
 
 
-def assert_complete_up_to(session: Session, killed_at: float) -> None:
+def assert_complete_up_to(session: Session, killed_at: float, lived_s: float) -> None:
     """Everything is readable, and nothing that is over a second old is missing."""
     assert session.unfinished == []
     for frame in session.all_frames:
         jpeg_size(frame.read())
-    ends = [session.states.received_at[-1], session.samples.received_at[-1]]
+    ends = [
+        times[-1]
+        for times in (session.states.received_at, session.samples.received_at)
+        if len(times)
+    ]
     ends += [session.frames(view)[-1].arrived_at for view in session.views]
-    assert len(session.views) == 5
+    # Senders need up to a second to find a receiver that was started again.
+    assert len(ends) == 7 or lived_s < 1.5
     # A picture that was complete and not yet in the index has no time of arrival.
-    assert np.nanmin(ends) > killed_at - 1.0
+    assert not ends or np.nanmin(ends) > killed_at - 1.0
     (npz,) = session.folder.glob("sensor_data_*.npz")
     assert zipfile.ZipFile(npz).testzip() is None
     for view in session.views:
@@ -55,7 +60,7 @@ def kill_and_recover(setup: Setup, moment_s: float) -> Session:
     receiver.kill()
     folder = find_sessions(setup.folder)[-1]
     session = recovered(folder)
-    assert_complete_up_to(session, killed_at)
+    assert_complete_up_to(session, killed_at, moment_s)
     return session
 
 
