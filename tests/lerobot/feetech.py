@@ -15,6 +15,9 @@ import tty
 from collections import Counter
 from pathlib import Path
 
+from serving.body import Body, BodyError
+from tests.support import wait_until
+
 MODEL_NUMBER = 777
 FIRMWARE, MODEL, RANGE_MIN, RANGE_MAX, HOMING = 0, 3, 9, 11, 31
 TORQUE, GOAL, PRESENT, STATUS = 40, 42, 56, 65
@@ -192,3 +195,20 @@ class Bus:
             os.write(self._master, data)
         except OSError:
             pass
+
+
+def open_patiently(body: Body) -> None:
+    """Open a body that is on a bus; again where LeRobot found a servo late.
+
+    It gives one 50 ms to answer, which may pass on a busy machine.
+    """
+
+    def opens() -> bool:
+        try:
+            body.open()
+        except BodyError as error:
+            print(error)
+            return False
+        return True
+
+    wait_until(opens, "the body to open")

@@ -31,7 +31,7 @@ from serving.bodies import make
 from serving.bodies.driver import ArmBody
 from serving.bodies.lerobot_body import LeRobotBody
 from serving.body import Body, BodyError
-from tests.lerobot.feetech import GOAL, NAMES, TORQUE, Bus
+from tests.lerobot.feetech import GOAL, NAMES, TORQUE, Bus, open_patiently
 from tests.support import free_ports, wait_until
 
 # LeRobot's camera threads end by raising.
@@ -90,20 +90,6 @@ def stand(bus: Bus) -> None:
         servo.put(GOAL, round(servo.position))
 
 
-def opened(body: Body) -> None:
-    """Open the body, again where a servo was late to answer."""
-
-    def opens() -> bool:
-        try:
-            body.open()
-        except BodyError as error:
-            print(error)
-            return False
-        return True
-
-    wait_until(opens, "the body to open")
-
-
 def stock(options: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """State names and an observation as LeRobot's client gets them."""
     robot = make_robot_from_config(draccus.decode(RobotConfig, options))
@@ -137,7 +123,7 @@ def test_an_so101_has_the_stock_clients_names_and_numbers(
     stand(bus)
     names, observation = stock(so101(bus, tmp_path) | given)
     ours = arm(**given)
-    opened(ours)
+    open_patiently(ours)
     assert ours.state_names == ours.action_names == names == STATES
     values = ours.read().values
     assert values.tolist() == [observation[name] for name in names]
@@ -148,7 +134,7 @@ def test_an_so101_has_the_stock_clients_names_and_numbers(
 
 def test_an_so101_moves_holds_and_is_left_standing(bus: Bus, arm: Callable[..., ArmBody]) -> None:
     ours = arm(speed_scale=1.0, max_step=5.0)
-    opened(ours)
+    open_patiently(ours)
     assert bus.torque == [1] * 6
     limits, commanded = ours.limiter(30.0), None
     start = ours.read()
@@ -174,7 +160,7 @@ def test_an_so101_moves_holds_and_is_left_standing(bus: Bus, arm: Callable[..., 
     assert [servo.word(GOAL) for servo in bus.servos.values()] == goals
     ours.close()
     assert bus.torque == [1] * 6, "the arm would fall"
-    opened(ours)
+    open_patiently(ours)
     assert ours.read().values == pytest.approx(held, abs=3.0)
 
 
@@ -182,7 +168,7 @@ def test_an_arm_is_let_go_of_where_lerobots_option_says_so(
     bus: Bus, arm: Callable[..., ArmBody]
 ) -> None:
     ours = arm(disable_torque_on_disconnect=True)
-    opened(ours)
+    open_patiently(ours)
     assert bus.torque == [1] * 6
     ours.close()
     assert bus.torque == [0] * 6
@@ -239,7 +225,7 @@ def test_a_bus_that_is_silent_or_gone_is_a_body_error(
     with pytest.raises(BodyError, match="no answer from servo 3"):
         ours.open()
     bus.silent = set()
-    opened(ours)
+    open_patiently(ours)
     bus.close()
     for call in (ours.read, lambda: ours.move(np.zeros(6)), ours.hold):
         with pytest.raises(BodyError):
@@ -291,7 +277,7 @@ def test_cameras_are_lerobots_own_and_nobody_waits_for_them(
     cameras = {"front": pictures.options(), "wrist": pictures.options()}
     names, observation = stock(so101(bus, tmp_path) | {"cameras": cameras})
     ours = arm(cameras=cameras)
-    opened(ours)
+    open_patiently(ours)
     assert ours.state_names == names
     assert ours.cameras == {"front": (24, 32, 3), "wrist": (24, 32, 3)}
     first = ours.seen()
@@ -337,7 +323,7 @@ def test_an_opencv_camera_that_ends_is_opened_again(
     monkeypatch.setattr(cv2, "VideoCapture", FilmCapture)
     camera = {"type": "opencv", "index_or_path": str(film), "width": 64, "height": 48, "fps": 30}
     ours = arm(cameras={"film": camera | {"warmup_s": 0}})
-    opened(ours)
+    open_patiently(ours)
 
     def red() -> int:
         pixels = ours.seen()["film"].pixels
@@ -384,7 +370,7 @@ def test_two_arms_are_moved_as_one_within_both_calibrations(
         assert isinstance(two, LeRobotBody)
         for bus in buses.values():
             bus.written.clear()
-        opened(two)
+        open_patiently(two)
         for bus in buses.values():
             first_goal = next(k for k, one in enumerate(bus.written) if one[1] == GOAL)
             torque_on = [k for k, one in enumerate(bus.written) if one[1:] == (TORQUE, b"\x01")]
@@ -451,7 +437,7 @@ def test_a_plugins_robot_is_moved_once_its_limits_are_given(
         | {"joint_min": [-9, -9, -0.5], "joint_max": {"left": 9, "right": 9, "base.vel": 0.5}}
         | {"cameras": {"front": pictures.options()}, "speed_scale": 1.0}
     )
-    opened(ours)
+    open_patiently(ours)
     robot = plugin()[-1]
     assert robot.is_connected
     assert not robot.cameras, "the camera is read apart"
@@ -485,7 +471,7 @@ def test_a_plugins_robot_that_fails_hangs_or_is_not_calibrated(
     ours = body({"type": "slider", "joint_min": -9, "joint_max": 9})
     with pytest.raises(BodyError, match="not connected"):
         ours.read()
-    opened(ours)
+    open_patiently(ours)
     robot = plugin()[-1]
     robot.trouble = OSError("the cable\nis out")
     with pytest.raises(BodyError, match="the cable is out"):
@@ -503,7 +489,7 @@ def test_a_plugins_robot_that_fails_hangs_or_is_not_calibrated(
     told = len(robot.told)
     ours.close()
     robot.stuck.set()
-    opened(ours)
+    open_patiently(ours)
     assert plugin()[-1] is not robot
     assert len(robot.told) == told
     assert ours.read().values.tolist() == [1.5, -2.5]

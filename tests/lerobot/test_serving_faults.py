@@ -22,7 +22,7 @@ from serving.bodies.driver import ArmBody
 from serving.bodies.lerobot_body import LeRobotBody
 from serving.body import BodyError
 from serving.kept_body import KeptBody
-from tests.lerobot.feetech import GOAL, STATUS, SYNC_READ, Bus
+from tests.lerobot.feetech import GOAL, STATUS, SYNC_READ, Bus, open_patiently
 from tests.support import wait_until
 
 OVERLOAD = 32
@@ -71,16 +71,7 @@ def opened(arms: Arms, resumed: threading.Event | None) -> Iterator[KeptBody]:
     assert isinstance(inner, ArmBody if len(arms.buses) == 1 else LeRobotBody)
     body = KeptBody(inner, resumed=resumed)
 
-    def opens() -> bool:
-        # LeRobot gives a servo 50 ms to answer: on a busy machine one may be late.
-        try:
-            body.open()
-        except BodyError as error:
-            print(error)
-            return False
-        return True
-
-    wait_until(opens, "the body to open")
+    open_patiently(body)
     try:
         yield body
     finally:
