@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dualrate
 DEV_STAMP := $(VENV)/.dualrate-dev
 EXTRAS := receiver,sim,serving
+# Compiled when the package is installed.
+KERNELS := $(wildcard policies/qwen_vla/kernels/*)
 # Where PyTorch comes from; https://download.pytorch.org/whl/cpu has the small build without CUDA.
 TORCH_INDEX ?=
 
@@ -25,7 +27,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # The virtual environment is stale when what goes into it has changed.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,7 +53,7 @@ test: lint  ## lint, types and tests, two at a time (JOBS=2)
 test-slow: $(DEV_STAMP)  ## the tests that take minutes, one at a time
 	$(BIN)/python -m pytest -m slow
 
-$(LEROBOT_STAMP): pyproject.toml
+$(LEROBOT_STAMP): pyproject.toml setup.py $(KERNELS)
 	@test -x $(LEROBOT_VENV)/bin/python || \
 	  $(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
 	  { echo "LeRobot needs Python 3.12, and $(PYTHON312) is none that runs:" \

@@ -36,11 +36,6 @@ GOAL_CPU_MS, GOAL_GPU_MS = 8.0, 1.0
 READ_MB = 240
 CPU = torch.device("cpu")
 
-NAMES: dict[Precision, str] = {
-    "float32": "float32",
-    "bfloat16": "16-bit weights",
-    "int8": "int8 weights",
-}
 LIMITS: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 2e-2}
 """What a folded side may differ by from the plain evaluation, of the largest value."""
 
@@ -112,18 +107,31 @@ def _random_state(module: nn.Module, generator: torch.Generator) -> dict[str, Te
     return state
 
 
-def folded_side(fast: FastParts, precision: Precision) -> Side:
+def folded_side(fast: FastParts, layout: Packing, limit: float) -> Side:
     """Fold, counting what a pass reads."""
-    layout, read = packing(precision, CPU), 0
+    read = 0.0
 
-    def counted(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
-        nonlocal read
-        read += weight.numel() * layout.weight_bytes
-        return layout.pack(weight, bias, relu=relu)
+    def counting(layout: Packing) -> Packing:
+        def counted(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+            nonlocal read
+            read += weight.numel() * layout.weight_bytes
+            return layout.pack(weight, bias, relu=relu)
 
-    counting: Packing = dataclasses.replace(layout, pack=counted)
-    runner = FastRunner(FoldedFast(fast, counting))
-    return Side(f"folded, {NAMES[precision]}", runner, read / 1e6, LIMITS[precision])
+        sensed = counting(layout.sensed) if layout.sensed else None
+        return dataclasses.replace(layout, pack=counted, sensed=sensed)
+
+    runner = FastRunner(FoldedFast(fast, counting(layout)))
+    return Side(f"folded, {layout.name}", runner, read / 1e6, limit)
+
+
+def folded_sides(fast: FastParts) -> list[Side]:
+    """Every layout that there is here; beside our own kernel what the library does instead."""
+    own, library = packing("bfloat16", CPU), packing("bfloat16", CPU, own=False)
+    layouts: list[tuple[Precision, Packing]]
+    layouts = [("float32", packing("float32", CPU)), ("bfloat16", own)]
+    layouts += [("bfloat16", library)] if library.name != own.name else []
+    layouts += [("int8", packing("int8", CPU))]
+    return [folded_side(fast, layout, LIMITS[precision]) for precision, layout in layouts]
 
 
 def plain_side(fast: FastParts, name: str) -> Side:
@@ -233,7 +241,7 @@ def rows_of(
     for side in sides:
         if side.name.startswith("plain"):
             continue
-        other = plain["float32" if side.name.endswith("float32") else "bfloat16"]
+        other = plain["float32" if "float32" in side.name else "bfloat16"]
         ours, theirs = (statistics.median(times[one.name]) for one in (side, other))
         rows.append(
             Comparison(
@@ -270,7 +278,7 @@ def main() -> int:
     sides = [
         plain_side(fast, "float32"),
         plain_side(build_fast(config, *weights, CPU, torch.bfloat16), "bfloat16"),
-        *(folded_side(fast, precision) for precision in NAMES),
+        *folded_sides(fast),
     ]
     sides = with_errors(sides, config, weights, options.inputs)
     rows: list[Comparison] = []
@@ -299,7 +307,8 @@ def _small_rows(options: FastPartsBenchOptions) -> list[Comparison]:
     """The small policy, in which starting the operators takes longer than their work."""
     config = dataclasses.replace(PolicyConfig(), sensor=tiny.SENSOR, expert=tiny.EXPERT)
     fast = build_fast(config, *random_weights(config), CPU, torch.float32)
-    plain, small = plain_side(fast, "float32"), folded_side(fast, "float32")
+    plain = plain_side(fast, "float32")
+    small = folded_side(fast, packing("float32", CPU), LIMITS["float32"])
     torch.set_num_threads(1)
     times, _ = measure([plain, small], config, 10 * options.rounds)
     ours, theirs = (statistics.median(times[side.name]) for side in (small, plain))

@@ -38,11 +38,12 @@ def draw(panels: Sequence[Panel], goal_ms: float, path: Path) -> None:
             axes.text(median * 1.06, place, f"{median:.1f} ms", va="center")
         axes.axvline(goal_ms, color=_GOAL, ls="--", lw=2)
         axes.set_xscale("log")
-        axes.set_xlim(2, max(medians) * 2.5)
+        axes.set_xlim(1.5, max(medians) * 2.5)
         axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axes.set_xlabel("milliseconds (log scale)")
         axes.set_title(title)
-        axes.set_yticks(list(places), names if number == 0 else [""] * len(names))
+        labels = [name.replace(" weights, ", " weights,\n") for name in names]
+        axes.set_yticks(list(places), labels if number == 0 else [""] * len(names))
         axes.spines[["top", "right"]].set_visible(False)
     handles = [
         plt.Line2D([], [], color=_FLOOR, lw=3, label="its weights read once, at the rate measured"),

@@ -106,16 +106,16 @@ class _Encoder:
     """Window (T, channels) to what the projection's last linear takes, (1, features)."""
 
     def __init__(self, encoder: SensorEncoder, packing: Packing) -> None:
-        self._stages = [
-            packing.pack(stage.weight, stage.bias, relu=False)
-            for stage in fold_convolutions(encoder)
-        ]
+        first, *others = fold_convolutions(encoder)
+        sensed = packing.sensed or packing
+        self._stages = [sensed.pack(first.weight, first.bias, relu=False)]
+        self._stages += [packing.pack(stage.weight, stage.bias, relu=False) for stage in others]
         self._layers = [
             _encoder_layer(cast(nn.TransformerEncoderLayer, layer), packing)
             for layer in encoder.transformer.layers
         ]
-        first = of(encoder.projection[0])
-        self._project = packing.pack(first.weight, first.bias, relu=False)
+        projection = of(encoder.projection[0])
+        self._project = packing.pack(projection.weight, projection.bias, relu=False)
         self._norm = _Norm(cast(nn.LayerNorm, encoder.projection[1]), packing)
 
     def __call__(self, window: Tensor) -> Tensor:

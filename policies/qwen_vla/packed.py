@@ -6,6 +6,7 @@ many bytes a weight has, and that nobody lays them out anew at every pass.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from policies.qwen_vla.few_rows import BYTES, FewRows, Kernel, Unrounded, kernel
 
 __all__ = ["Linear", "Packing", "Precision", "dense", "packing", "quantize_rows"]
 
@@ -48,22 +51,33 @@ class Packing:
         dtype: of what flows between the linear maps.
         weight_bytes: bytes of a large weight.
         pack: makes a linear map.
+        sensed: the layout of the map that reads what sensors give, where that is another: values
+            of different units side by side, perhaps a thousand times as large as each other, to
+            which no common step does justice.
     """
 
     name: str
     device: torch.device
     dtype: torch.dtype
-    weight_bytes: int
+    weight_bytes: float
     pack: Pack
+    sensed: Packing | None = None
 
 
-def packing(precision: Precision, device: torch.device) -> Packing:
+def packing(precision: Precision, device: torch.device, *, own: bool = True) -> Packing:
     """Choose what multiplies on this device.
 
-    On a CPU without bfloat16 instructions `bfloat16` keeps the weights in float16, three bits
-    more, and adds up in float32: faster there than bfloat16, and closer to float32. `int8` needs a
-    CPU; it rounds what flows into each linear map too, to 255 steps, or to 127 where the processor
-    has no instructions for bytes that add up without overflow.
+    On a CPU `bfloat16` keeps the weights as whole numbers of ten bits where our own kernel was
+    compiled (`few_rows.py`): faster than bfloat16, and closer to float32. Else, on a CPU without
+    bfloat16 instructions, it keeps them in float16, three bits more, and adds up in float32:
+    faster there than bfloat16, and closer to float32. `int8` needs a CPU; it rounds what flows
+    into each linear map too, to 255 steps, or to 127 where the processor has no instructions for
+    bytes that add up without overflow.
+
+    Args:
+        precision: of the large weights.
+        device: where they are multiplied.
+        own: use our own kernel where there is one.
 
     Raises:
         ValueError: int8 elsewhere than on a CPU with FBGEMM.
@@ -77,13 +91,21 @@ def packing(precision: Precision, device: torch.device) -> Packing:
         return _mixed("int8 weights, FBGEMM", 1, pack)
     narrow = precision == "bfloat16"
     dtype = torch.bfloat16 if narrow else torch.float32
+    plain = _pack_plain(device, dtype)
+    layout = Packing(precision, device, dtype, dtype.itemsize, plain)
     if here:
         onednn = _pack_onednn(dtype)
         if _works(onednn):
-            return _mixed(f"{precision} weights, oneDNN", dtype.itemsize, onednn)
-        if narrow and _works(_pack_half):
-            return _mixed("float16 weights, FBGEMM", 2, _pack_half)
-    return Packing(precision, device, dtype, dtype.itemsize, _pack_plain(device, dtype))
+            layout = _mixed(f"{precision} weights, oneDNN", dtype.itemsize, onednn)
+        elif narrow and _works(_pack_half):
+            layout = _mixed("float16 weights, FBGEMM", 2, _pack_half)
+    ours = kernel() if own and here and narrow else None
+    if ours is None:
+        return layout
+    # Between its maps float32 flows: so it must in those that it leaves to the library.
+    return _with_kernel(
+        ours, layout if layout.dtype == torch.float32 else packing("float32", device)
+    )
 
 
 def _mixed(name: str, weight_bytes: int, large: Pack) -> Packing:
@@ -95,6 +117,19 @@ def _mixed(name: str, weight_bytes: int, large: Pack) -> Packing:
         return which(weight, bias, relu=relu)
 
     return Packing(name, CPU, torch.float32, weight_bytes, pack)
+
+
+def _with_kernel(ours: Kernel, otherwise: Packing) -> Packing:
+    """Large weights for our own kernel, those it should not round for the library's."""
+
+    def pack(weight: Tensor, bias: Tensor, *, relu: bool) -> Linear:
+        if weight.numel() >= SMALL_WEIGHT:
+            with contextlib.suppress(Unrounded):
+                return FewRows(weight, bias, relu=relu, kernel=ours)
+        return otherwise.pack(weight, bias, relu=relu)
+
+    name = f"10-bit weights, {ours.name}"
+    return Packing(name, CPU, torch.float32, BYTES, pack, otherwise)
 
 
 def dense(weight: Tensor, bias: Tensor, *, relu: bool = False) -> Linear:

@@ -90,13 +90,15 @@ def test_float32_equals_the_plain_modules(
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("own", [True, False], ids=["our kernel", "the library"])
 def test_shorter_weights(
-    fusion: Fusion, tokens: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    fusion: Fusion, tokens: int, precision: Precision, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed, "SMALL_WEIGHT", 0)
     fast = parts(fusion, SMALL)
     vl, window = inputs(SMALL, tokens)
-    error = relative(runner(fast, precision)(vl, window), plain(fast, vl, window))
+    one = FastRunner(FoldedFast(fast, packing(precision, CPU, own=own)))
+    error = relative(one(vl, window), plain(fast, vl, window))
     assert 1e-7 < error <= (2e-2 if precision == "bfloat16" else 8e-2)
 
 
@@ -269,6 +271,7 @@ def test_without_packing_operators_the_plain_product_is_taken(
     monkeypatch.setattr(packed, "_pack_half", refuses)
     monkeypatch.setattr(packed, "_pack_onednn", lambda _: refuses)
     monkeypatch.setattr(packed, "_int8", lambda *, seven_bits: refuses)
+    monkeypatch.setattr(packed, "kernel", lambda: None)
     assert packing("float32", CPU).name == "float32"
     assert packing("bfloat16", CPU).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="FBGEMM"):

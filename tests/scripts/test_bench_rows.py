@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from common import endpoints, wire
 from scripts import bench, bench_lateness, bench_scale, bench_slow_part, load_rig
-from scripts.bench_fast_parts import Side, error_rows, folded_side, random_weights, rows_of
+from scripts.bench_fast_parts import Side, error_rows, folded_sides, random_weights, rows_of
 from scripts.benches import Comparison, read_rows
 from scripts.loaded_receiver import Run
 
@@ -67,8 +67,11 @@ def test_every_folded_side_has_a_tolerance() -> None:
     config = replace(PolicyConfig(), sensor=tiny.SENSOR, expert=tiny.EXPERT)
     cpu = torch.device("cpu")
     fast = build_fast(config, *random_weights(config), cpu, torch.float32)
-    assert folded_side(fast, "int8").limit == folded_side(fast, "bfloat16").limit == 2e-2
-    assert folded_side(fast, "float32").limit == 1e-5
+    first, *others = folded_sides(fast)
+    assert first.name.startswith("folded, float32") and first.limit == 1e-5
+    assert len(others) >= 2 and {side.limit for side in others} == {2e-2}
+    assert len({side.name for side in others}) == len(others)
+    assert all(side.read_mb > 0 for side in others)
 
 
 # The load.
