@@ -69,8 +69,9 @@ class SensorInput:
         batch = wire.max_samples(aline_length)
         # Twice that, and a few datagrams, so that late samples push none out of the window.
         capacity = 2 * self.watched + _LATE_IN_A_ROW * min(batch, self.watched)
-        # Views hold for two seconds; at ten times the rate still longer than a pass takes.
-        slack = max(int(2 * rate_hz), 64)
+        # Views hold for a second; at ten times the rate still for a tenth, longer than an action
+        # takes. Longer costs: what lies in the cache no more takes twice as long to write.
+        slack = max(int(rate_hz), 64)
         self.ring = SampleRing(capacity, 1 + aline_length, slack, batch)
         self.clock = SenderClock("sensor")
         self.meter = RateMeter()

@@ -34,6 +34,8 @@ from scripts.benches import BenchOutput, Comparison, report
 from scripts.processes import start, stop_all
 
 _WINDOW = 65
+# As the receiver makes it for 650 samples a second.
+_RING = (3 * _WINDOW, 1 + wire.ALINE_LENGTH, 650, 15)
 _START_S = 30.0
 _FRAMES_HZ = 150.0
 _LOSS_PORT_STEP = 50  # the load's own samples go to the usual port
@@ -82,7 +84,7 @@ def _datagram() -> bytes:
 def parsing() -> tuple[Comparison, tuple[float, float]]:
     """A datagram of ten samples checked and stored, against struct, sample by sample."""
     data = _datagram()
-    reader, ring = wire.SampleReader(data), SampleRing(3 * _WINDOW, 1026, 1300, 15)
+    reader, ring = wire.SampleReader(data), SampleRing(*_RING)
     rows: list[tuple[float, ...]] = []
 
     def ours() -> None:
@@ -107,7 +109,7 @@ def parsing() -> tuple[Comparison, tuple[float, float]]:
 
 def window() -> Comparison:
     """The newest window as an array: a view, against an array made of a list of rows."""
-    ring = SampleRing(3 * _WINDOW, 1026, 1300, 15)
+    ring = SampleRing(*_RING)
     ring.append(np.arange(300) / 650, np.random.default_rng(0).random((300, 1026), np.float32))
     rows = [tuple(row.tolist()) for row in ring.newest(_WINDOW)[1]]
     works = (lambda: ring.newest(_WINDOW), lambda: np.array(rows, np.float32))
