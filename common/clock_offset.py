@@ -37,7 +37,7 @@ class ClockOffset:
     can cause; the smallest differences of a second all clearly above it. The last may be delay,
     too. An exchange tells, and while there are exchanges nothing is believed without one.
 
-    `update` belongs to one thread; all else may be called from any.
+    `update` is for one thread at a time; all else may be called from any.
     """
 
     def __init__(

@@ -12,6 +12,8 @@ _FRAME_HEADERS = {0xC0, 0xC1, 0xC2}  # baseline, extended sequential, progressiv
 _SCAN = 0xDA
 _MAX_SEGMENTS = 256
 _MOST_SCANS = 24
+_HEAD = 1024
+_LOOKED_AT = 9  # bytes of a segment: marker, length, precision, height, width
 _TAIL = 1024  # hardware encoders pad the end with zeros
 
 
@@ -28,22 +30,26 @@ def jpeg_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
         raise JpegError("no start marker")
     if not bytes(data[-_TAIL:]).rstrip(b"\0").endswith(_END):
         raise JpegError("no end marker: truncated")
-    position, size = 2, None
+    position, size, end = 2, None, len(data)
+    # Single bytes are had sooner from bytes than from a view; an ordinary header ends in here.
+    head: bytes | bytearray | memoryview = bytes(data[:_HEAD])
     for _ in range(_MAX_SEGMENTS):
-        if position + 4 > len(data) or data[position] != 0xFF:
+        if position + _LOOKED_AT > len(head):
+            head = data
+        if position + 4 > end or head[position] != 0xFF:
             raise JpegError("broken segments")
-        marker = data[position + 1]
+        marker = head[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
-        length = data[position + 2] << 8 | data[position + 3]
-        if length < 2 or position + 2 + length > len(data):
+        length = head[position + 2] << 8 | head[position + 3]
+        if length < 2 or position + 2 + length > end:
             raise JpegError("broken segments")
         if marker in _FRAME_HEADERS:
             if length < 8:
                 raise JpegError("broken frame header")
             at = position + 5
-            height, width = data[at] << 8 | data[at + 1], data[at + 2] << 8 | data[at + 3]
+            height, width = head[at] << 8 | head[at + 1], head[at + 2] << 8 | head[at + 3]
             if not (width and height):
                 raise JpegError("no size")
             size = (width, height)

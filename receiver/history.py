@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class History(Generic[T]):
-    """Values ordered by their stamps; one thread puts, any may look."""
+    """Values ordered by their stamps; one thread puts at a time, any may look."""
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class History(Generic[T]):
         """Keep the newest `length`, or fewer where they hold more than `most_bytes` together."""
         self._length, self._stamp_of = length, stamp_of
         self._most_bytes, self._bytes_of = most_bytes, bytes_of
+        self._size = 0  # bytes of all that are kept
         self._values: Latest[tuple[T, ...]] = Latest(())
 
     def put(self, value: T) -> bool:
@@ -33,13 +34,14 @@ class History(Generic[T]):
         place = len(values)
         while place and self._stamp_of(values[place - 1]) > stamp:
             place -= 1
-        kept = (*values[:place], value, *values[place:])[-self._length :]
+        kept = (*values[:place], value, *values[place:])
+        first = max(len(kept) - self._length, 0)
         if self._bytes_of is not None:
-            size = sum(map(self._bytes_of, kept))
-            while len(kept) > 1 and size > self._most_bytes:
-                size -= self._bytes_of(kept[0])
-                kept = kept[1:]
-        self._values.put(kept)
+            self._size += self._bytes_of(value) - sum(map(self._bytes_of, kept[:first]))
+            while first < len(kept) - 1 and self._size > self._most_bytes:
+                self._size -= self._bytes_of(kept[first])
+                first += 1
+        self._values.put(kept[first:])
         return place == len(values)
 
     def get(self) -> T | None:
@@ -68,6 +70,7 @@ class History(Generic[T]):
 
     def clear(self) -> None:
         """Forget all: their stamps are of a clock that was set since."""
+        self._size = 0
         self._values.put(())
 
     def __len__(self) -> int:

@@ -21,6 +21,7 @@ from common.wire import (
     RobotState,
     RobotStatus,
 )
+from receiver.backlog import Backlog
 from receiver.episodes import Episodes
 from receiver.history import History
 from receiver.sender_clock import SenderClock
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 _POLL_MS = 100
 _MAX_PARTS = 4
+# As many frames of all cameras, or states, are read together: a tenth of a second of either.
+_TOGETHER = 16
+_LARGE = 1 << 20  # bytes of a message that does not wait for others
 _SMALL = 4096  # bytes; to copy so few costs less than to look at them where they are
 _MAX_CAMERAS = 32  # of those that are left out
 # For an observation of a moment that is not quite now, and for what comes out of order: a quarter
@@ -89,13 +93,14 @@ def _content(part: zmq.Frame) -> Buffer:
 
 
 class _ZmqInput(ABC):
-    """The loop that both ZeroMQ streams share: wait, take one message, count what is broken."""
+    """The loop that both ZeroMQ streams share: wait, put aside, read, count what is broken."""
 
     def __init__(self, sock: zmq.Socket[bytes], counters: MalformedCounters) -> None:
         self._socket = sock
         # To wait in the call that receives is half the work of waiting first.
         sock.setsockopt(zmq.RCVTIMEO, _POLL_MS)
         self._counters = counters
+        self._backlog: Backlog[tuple[list[Buffer], float]] = Backlog(self._read, _TOGETHER)
 
     def run(self, stop: threading.Event) -> None:
         """Take messages in until `stop` is set, then close the socket."""
@@ -104,13 +109,26 @@ class _ZmqInput(ABC):
                 try:
                     parts = _receive(self._socket)
                 except zmq.Again:
+                    self._backlog.read()
                     continue
-                try:
-                    self._take(parts, now())
-                except MalformedMessage as error:
-                    self._counters.add(error)
+                self._backlog.add((parts, now()), urgent=self._is_urgent(parts))
+            self._backlog.read()
         finally:
             self._socket.close(linger=0)
+
+    def catch_up(self) -> None:
+        """Read what has come but was not read yet; for whoever is going to look."""
+        self._backlog.catch_up()
+
+    def _read(self, message: tuple[list[Buffer], float]) -> None:
+        try:
+            self._take(*message)
+        except MalformedMessage as error:
+            self._counters.add(error)
+
+    @abstractmethod
+    def _is_urgent(self, parts: list[Buffer]) -> bool:
+        """Whether a message is not to wait for others."""
 
     @abstractmethod
     def _take(self, parts: list[Buffer], arrived_at: float) -> None:
@@ -177,6 +195,9 @@ class CameraInput(_ZmqInput):
         self.views = {view: ViewStream(view) for view in views}
         self.unmapped: dict[str, int] = {}
         self.unused: dict[str, int] = {}
+
+    def _is_urgent(self, parts: list[Buffer]) -> bool:
+        return sum(map(len, parts)) > _LARGE
 
     def _take(self, parts: list[Buffer], arrived_at: float) -> None:
         frame = wire.decode_camera(parts)
@@ -249,6 +270,11 @@ class RobotInput(_ZmqInput):
         self.meter = RateMeter()
         self.reordered = 0
         self._steps = 0
+
+    def _is_urgent(self, parts: list[Buffer]) -> bool:
+        # What stops a robot or ends an episode is known at once, and so is what begins one.
+        episode = self._episodes.current
+        return parts[0] != endpoints.ROBOT.topic or episode is None or not episode.active
 
     def _take(self, parts: list[Buffer], arrived_at: float) -> None:
         message = wire.decode_robot(parts)

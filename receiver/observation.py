@@ -85,6 +85,7 @@ class Observer:
 
     def frames(self, at: float | None = None) -> dict[str, StoredFrame]:
         """The newest frame of every view that has one, captured at `at` or before where given."""
+        self.cameras.catch_up()
         views = self.cameras.views.items()
         found = {v: s.newest.get() if at is None else s.newest.as_of(at) for v, s in views}
         return {view: frame for view, frame in found.items() if frame is not None}
@@ -94,6 +95,7 @@ class Observer:
 
         A frame comes as long after the one before as that was taken after its own predecessor.
         """
+        self.cameras.catch_up()
         due: tuple[float, float] | None = None
         for stream in self.cameras.views.values():
             before, newest = stream.newest.last_two()
@@ -114,7 +116,10 @@ class Observer:
         Of each stream no more than that is kept: a quarter of a second of frames, a third of
         states, two windows of samples.
         """
+        frames = self.frames(at)
+        self.robot.catch_up()
         sensor = self.sensor
+        sensor.catch_up()
         stamps, rows = sensor.ring.newest(sensor.ring.capacity)
         arrived_at = sensor.arrived_at
         order: NDArray[np.intp] | None = None
@@ -130,7 +135,7 @@ class Observer:
         chosen = rows[first:known] if order is None else rows[order[first:known]]
         return Observation(
             at=at,
-            frames=self.frames(at),
+            frames=frames,
             sensor=chosen,
             sensor_at=self._sensor_at(stamps[:known], arrived_at),
             sensor_age_s=float("inf") if arrived_at is None else at - arrived_at,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
+import struct
 import threading
 from collections.abc import Sequence
 
@@ -15,6 +17,7 @@ from common.clock import RateMeter, now
 from common.counters import MalformedCounters
 from common.ring import SampleRing
 from common.wire import MalformedMessage
+from receiver.backlog import Backlog
 from receiver.sender_clock import SenderClock
 from receiver.sockets import udp_socket
 from receiver.taps import Tap
@@ -24,6 +27,8 @@ __all__ = ["SensorInput"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+# As many datagrams are read together: an eighth of a second of the usual rate.
+_TOGETHER = 8
 _OUTAGE_S = 1.0
 _FORCE_WATCHED_S = 0.1
 # Half a second of ten times a sensor's usual rate may wait while the thread waits for its turn.
@@ -37,7 +42,7 @@ class SensorInput:
     """Sensor datagrams in; the newest samples are kept in a ring as the model wants them.
 
     Attributes:
-        buffer: where a datagram is received, to be taken by `take`.
+        buffers: where datagrams are received, to be taken by `take`.
         ring: rows of force and A-scan with the sender's stamps, in the order in which they came.
         watched: of how many of the newest samples the force is looked at.
         lost: samples that never came.
@@ -58,10 +63,15 @@ class SensorInput:
     ) -> None:
         """Bind the UDP socket; InputError when the port is taken."""
         self._socket = udp_socket(bind, port, _BUFFER_BYTES, "the sensor")
-        self._socket.settimeout(_POLL_S)
-        # One byte more than the largest datagram, so that an oversized one shows.
-        self.buffer = memoryview(bytearray(wire.MAX_DATAGRAM + 1))
-        self._reader = wire.SampleReader(self.buffer, aline_length)
+        # The system's own limit on waiting: Python's asks the system twice a datagram.
+        limit = struct.pack("ll", 0, int(1e6 * _POLL_S))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        # One byte more than the largest datagram, so that an oversized one shows. Those that wait
+        # are never more than are read together; another one is being received.
+        size = wire.MAX_DATAGRAM + 1
+        self.buffers = [memoryview(bytearray(size)) for _ in range(_TOGETHER + 1)]
+        self._readers = [wire.SampleReader(buffer, aline_length) for buffer in self.buffers]
+        self._backlog: Backlog[tuple[int, float, int]] = Backlog(self._read, _TOGETHER)
         self._rate_hz, self._stale_after_s = rate_hz, stale_after_s
         self._counters, self._taps = counters, taps
         # Force is watched over a tenth of a second even for a policy that takes no window.
@@ -82,23 +92,33 @@ class SensorInput:
 
     def run(self, stop: threading.Event) -> None:
         """Take datagrams in until `stop` is set, then close the socket."""
+        place = 0
         try:
-            with wire.quiet():
-                while not stop.is_set():
-                    try:
-                        size = self._socket.recv_into(self.buffer)
-                    except TimeoutError:
-                        continue
-                    try:
-                        self.take(size, now())
-                    except MalformedMessage as error:
-                        self._counters.add(error)
+            while not stop.is_set():
+                try:
+                    size = self._socket.recv_into(self.buffers[place])
+                except BlockingIOError:
+                    self._backlog.read()
+                    continue
+                self._backlog.add((size, now(), place))
+                place = (place + 1) % len(self.buffers)
+            self._backlog.read()
         finally:
             self._socket.close()
 
-    def take(self, size: int, arrived_at: float) -> None:
-        """Use the datagram of `size` bytes in the buffer; MalformedMessage when it cannot be."""
-        stamps, values = self._reader.read(size)
+    def catch_up(self) -> None:
+        """Read what has come but was not read yet; for whoever is going to look."""
+        self._backlog.catch_up()
+
+    def _read(self, datagram: tuple[int, float, int]) -> None:
+        try:
+            self.take(*datagram)
+        except MalformedMessage as error:
+            self._counters.add(error)
+
+    def take(self, size: int, arrived_at: float, place: int = 0) -> None:
+        """Use the datagram of `size` bytes in a buffer; MalformedMessage when it cannot be."""
+        stamps, values = self._readers[place].read(size)
         # Into their place first: what is checked there is in the cache and in one piece.
         rows = self.ring.reserve(len(values))
         rows[:] = values
@@ -126,7 +146,7 @@ class SensorInput:
         self.meter.add(len(rows))
         self.arrived_at = arrived_at
         for tap in self._taps:
-            tap.samples(self.buffer[:size], arrived_at)
+            tap.samples(self.buffers[place][:size], arrived_at)
 
     def _append(self, sampled: NDArray[np.float64], gap_s: float) -> None:
         self._count_lost(gap_s)

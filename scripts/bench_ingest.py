@@ -100,8 +100,7 @@ def parsing() -> tuple[Comparison, tuple[float, float]]:
             rows.append(SAMPLE.unpack_from(data, 4 + index * SAMPLE.size))
         del rows[:-_WINDOW]
 
-    with wire.quiet():
-        a, b = _in_turns_s((ours, theirs), (200, 40))
+    a, b = _in_turns_s((ours, theirs), (200, 40))
     name = "a datagram of 10 samples checked and stored, against struct"
     row = _row(name, a, b, 1e6, "µs", 20.0)
     return row, (a, b)

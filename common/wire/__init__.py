@@ -41,7 +41,6 @@ from common.wire.sensor import (
     decode_samples,
     encode_samples,
     max_samples,
-    quiet,
 )
 from common.wire.time import (
     MAX_NAMES,
@@ -97,5 +96,4 @@ __all__ = [
     "encode_time_reply",
     "encode_time_request",
     "max_samples",
-    "quiet",
 ]

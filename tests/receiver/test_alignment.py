@@ -61,7 +61,7 @@ class Inputs:
         stamps = START + numbers / HZ
         alines = np.zeros((count, 3), np.float32)
         data = wire.encode_samples(SampleBatch(stamps, stamps, numbers.astype(np.float32), alines))
-        self.sensor.buffer[: len(data)] = data
+        self.sensor.buffers[0][: len(data)] = data
         self.sensor.take(len(data), float(stamps[-1]) + OFFSET_S + late_s)
 
 

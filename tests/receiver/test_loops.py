@@ -45,7 +45,8 @@ def test_a_robot_in_error_holds_at_once_though_its_states_go_on(rig: Rig) -> Non
     status = wire.RobotStatus("emergency_stop", time.time(), "button at the door")
     rig.robot_socket.send_multipart(wire.encode_robot_status(status))
     rig.wait_for_hold("robot emergency stop")
-    assert "[ROBOT] emergency_stop: button at the door" in " ".join(rig.console.recent)
+    said = "[ROBOT] emergency_stop: button at the door"
+    wait_until(lambda: said in " ".join(rig.console.recent), "what is said of it", 10)
     # Asked to go on while the button is still pressed: no.
     rig.run.resumed.put("resume")
     wait_until(lambda: "cannot be released" in " ".join(rig.console.recent), "the refusal", 10)
@@ -57,7 +58,8 @@ def test_a_robot_in_error_holds_at_once_though_its_states_go_on(rig: Rig) -> Non
     rig.run.resumed.put("resume")
     rig.wait_for_motion()
     assert "robot silent" not in rig.run.actions.holds
-    assert "[HOLD] released: robot emergency stop" in " ".join(rig.console.recent)
+    released = "[HOLD] released: robot emergency stop"
+    wait_until(lambda: released in " ".join(rig.console.recent), "what is said of that", 10)
 
 
 def test_a_stop_taken_back_within_a_tick_is_latched_all_the_same(rig: Rig) -> None:
