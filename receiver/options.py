@@ -178,9 +178,10 @@ class ReceiverOptions:
     """Write the run summary here, as JSON."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N."""
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "int10", "int8"] = "auto"
     """Number format of the weights; auto: the backbone in bfloat16 on a GPU, all else in float32;
-    int8: as auto, with int8 weights in the fast half (CPU only, costs 2 to 5 % of accuracy)."""
+    int10, int8: as auto, with weights of so many bits in the fast half (CPU only, costs about 0.5
+    or 2 to 5 % of accuracy)."""
     fusion: Literal["concat", "cross_attention", "gated", "none"] | None = None
     """How features and sensor are joined. Default: the checkpoint's."""
     backbone: str | None = None

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load_fast_half", "load_fast_parts", "load_policy"]
 
-Dtype = Literal["auto", "float32", "bfloat16", "int8"]
+Dtype = Literal["auto", "float32", "bfloat16", "int10", "int8"]
+# The fast parts with short weights, all else as with `auto`.
+SHORT: dict[str, Precision] = {"int10": "int10", "int8": "int8"}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU = torch.device("cpu")
@@ -45,9 +47,10 @@ def load_policy(
         path: the checkpoint.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, …
         dtype: `auto` (the backbone in bfloat16 on CUDA, all else in float32), or `float32` or
-            `bfloat16` for all parts, or `int8`: as `auto`, but the fast parts with int8 weights,
-            on a CPU only, at the price of 2 to 5 % of the largest value. On a CPU without
-            bfloat16 instructions the fast parts' weights are float16 instead of bfloat16.
+            `bfloat16` for all parts. `int10` and `int8`: as `auto`, but the fast parts with
+            weights of ten or eight bits, on a CPU only; of the largest value, the first costs
+            about half a percent and the second 2 to 5. On a CPU the fast parts' weights are no
+            bfloat16 where there is something closer and faster (`packing`).
         fusion: what the fusion must be; read off the checkpoint by default.
         backbone: folder or Hugging Face id of Qwen2.5-VL where the checkpoint does not hold it
             (a `.pt` with its weights still needs its configuration and tokenizer); by default the
@@ -128,8 +131,8 @@ def load_fast_parts(
     Raises:
         PolicyError: one line that says what is wrong and what to do.
     """
-    if dtype == "int8":
-        raise PolicyError("plain modules have no int8 weights: use float32 or bfloat16")
+    if dtype in SHORT:
+        raise PolicyError(f"plain modules have no {dtype} weights: use float32 or bfloat16")
     place, _, number = _place(device, dtype)
     checkpoint = read_checkpoint(path, fusion=fusion, with_backbone=False)
     return build_fast(checkpoint.config, checkpoint.sensor, checkpoint.expert, place, number)
@@ -144,12 +147,12 @@ def _place(device: str, dtype: str) -> tuple[torch.device, torch.dtype, torch.dt
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise PolicyError(f"device {device!r} cannot be used here; try cpu or auto") from error
-    if dtype in ("auto", "int8"):
+    if dtype == "auto" or dtype in SHORT:
         # The fast parts are small: bfloat16 would save little time and cost them two digits.
         slow = torch.bfloat16 if place.type == "cuda" else torch.float32
         return place, slow, torch.float32
     if dtype not in DTYPES:
-        raise PolicyError(f"dtype must be auto, float32, bfloat16 or int8, not {dtype!r}")
+        raise PolicyError(f"dtype must be auto, float32, bfloat16, int10 or int8, not {dtype!r}")
     return place, DTYPES[dtype], DTYPES[dtype]
 
 
@@ -157,6 +160,6 @@ def _packing(dtype: str, place: torch.device) -> Packing:
     """How the fast parts' large weights are kept."""
     precision: Precision = "bfloat16" if dtype == "bfloat16" else "float32"
     try:
-        return packing("int8" if dtype == "int8" else precision, place)
+        return packing(SHORT.get(dtype, precision), place)
     except ValueError as error:
-        raise PolicyError(f"dtype int8 cannot be used here: {error}; try bfloat16") from None
+        raise PolicyError(f"dtype {dtype} cannot be used here: {error}; try bfloat16") from None

@@ -20,7 +20,7 @@ from policies.qwen_vla.few_rows import BYTES, FewRows, Kernel, Unrounded, kernel
 
 __all__ = ["Linear", "Packing", "Precision", "dense", "packing", "quantize_rows"]
 
-Precision = Literal["float32", "bfloat16", "int8"]
+Precision = Literal["float32", "bfloat16", "int10", "int8"]
 
 Linear = Callable[[Tensor], Tensor]
 """(rows, inputs) to (rows, outputs)."""
@@ -67,20 +67,21 @@ class Packing:
 def packing(precision: Precision, device: torch.device, *, own: bool = True) -> Packing:
     """Choose what multiplies on this device.
 
-    On a CPU `bfloat16` keeps the weights as whole numbers of ten bits where our own kernel was
-    compiled (`few_rows.py`): faster than bfloat16, and closer to float32. Else, on a CPU without
-    bfloat16 instructions, it keeps them in float16, three bits more, and adds up in float32:
-    faster there than bfloat16, and closer to float32. `int8` needs a CPU; it rounds what flows
-    into each linear map too, to 255 steps, or to 127 where the processor has no instructions for
-    bytes that add up without overflow.
+    `int10` keeps the weights as whole numbers of ten bits for our own kernel (`few_rows.py`), and
+    so does `bfloat16` on a CPU for which that was compiled: faster than bfloat16, and closer to
+    float32. Else, on a CPU without bfloat16 instructions, `bfloat16` keeps them in float16, three
+    bits more, and adds up in float32: faster there than bfloat16, and closer to float32. `int8`
+    rounds what flows into each linear map too, to 255 steps, or to 127 where the processor has no
+    instructions for bytes that add up without overflow.
 
     Args:
         precision: of the large weights.
         device: where they are multiplied.
-        own: use our own kernel where there is one.
+        own: use our own kernel for `bfloat16` where there is one.
 
     Raises:
-        ValueError: int8 elsewhere than on a CPU with FBGEMM.
+        ValueError: int8 elsewhere than on a CPU with FBGEMM, int10 elsewhere than on one for which
+            the kernel was compiled.
     """
     here = device.type == "cpu"
     if precision == "int8":
@@ -89,7 +90,13 @@ def packing(precision: Precision, device: torch.device, *, own: bool = True) -> 
         if not (here and _works(pack)):
             raise ValueError("int8 weights need a CPU for which PyTorch has FBGEMM")
         return _mixed("int8 weights, FBGEMM", 1, pack)
-    narrow = precision == "bfloat16"
+    wanted = precision == "int10" or (precision == "bfloat16" and own)
+    ours = kernel() if here and wanted else None
+    if precision == "int10" and ours is None:
+        raise ValueError(
+            "ten-bit weights need an x86 CPU with AVX2, and a C compiler at the installation"
+        )
+    narrow = precision != "float32"
     dtype = torch.bfloat16 if narrow else torch.float32
     plain = _pack_plain(device, dtype)
     layout = Packing(precision, device, dtype, dtype.itemsize, plain)
@@ -99,7 +106,6 @@ def packing(precision: Precision, device: torch.device, *, own: bool = True) -> 
             layout = _mixed(f"{precision} weights, oneDNN", dtype.itemsize, onednn)
         elif narrow and _works(_pack_half):
             layout = _mixed("float16 weights, FBGEMM", 2, _pack_half)
-    ours = kernel() if own and here and narrow else None
     if ours is None:
         return layout
     # Between its maps float32 flows: so it must in those that it leaves to the library.

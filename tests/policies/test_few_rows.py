@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from policies.base import PolicyError
 from policies.qwen_vla import few_rows, packed
 from policies.qwen_vla.few_rows import FewRows, Kernel, Unrounded, rounded
 from policies.qwen_vla.folded import FoldedFast
+from policies.qwen_vla.loading import load_fast_half
 from policies.qwen_vla.packed import packing
 from policies.qwen_vla.runner import Recorded
 from tests.policies.qwen_reference import SMALL
@@ -278,8 +280,16 @@ def test_a_pass_with_the_kernel_is_never_recorded(monkeypatch: pytest.MonkeyPatc
         assert torch.equal(recorded(terms, other), folded.run(terms, other))
 
 
+@needs_kernel
+def test_ten_bits_may_be_asked_for() -> None:
+    assert packing("int10", CPU).name == packing("bfloat16", CPU).name
+    assert packing("int10", CPU, own=False).name == packing("int10", CPU).name
+    with pytest.raises(ValueError, match="x86 CPU"):
+        packing("int10", torch.device("cuda"))
+
+
 def test_without_the_kernel_the_library_multiplies(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(few_rows, "EXTENSION_SUFFIXES", [".none.so"])
     with caplog.at_level("DEBUG"):
@@ -288,6 +298,10 @@ def test_without_the_kernel_the_library_multiplies(
     monkeypatch.setattr(packed, "kernel", lambda: None)
     assert packing("bfloat16", CPU).name == packing("bfloat16", CPU, own=False).name
     assert "10-bit" not in packing("bfloat16", CPU).name
+    with pytest.raises(ValueError, match="C compiler"):
+        packing("int10", CPU)
+    with pytest.raises(PolicyError, match=r"dtype int10 cannot be used here: .* try bfloat16"):
+        load_fast_half(tiny_dir, dtype="int10")
 
 
 @needs_kernel

@@ -324,7 +324,7 @@ def test_int8_needs_a_cpu() -> None:
         packing("int8", torch.device("cuda"))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int10", "int8"])
 def test_a_loaded_policy_acts_as_its_plain_parts(tiny_dir: Path, dtype: packed.Precision) -> None:
     policy = load_policy(tiny_dir, device="cpu", dtype=dtype)
     window = random_windows(np.random.default_rng(2), 1)[0]
