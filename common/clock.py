@@ -94,10 +94,10 @@ class RateMeter:
         self._marks: deque[tuple[float, int]] = deque(maxlen=4096)
         self.total = 0
 
-    def add(self, count: int = 1) -> None:
-        """Count events that happened now."""
+    def add(self, count: int = 1, at: float | None = None) -> None:
+        """Count events of now, or of a moment of `now()` that is no earlier than those before."""
         self.total += count
-        moment, marks = time.monotonic(), self._marks
+        moment, marks = time.monotonic() if at is None else at - _ANCHOR, self._marks
         while marks and marks[0][0] < moment - self._window_s:
             marks.popleft()
         marks.append((moment, self.total))

@@ -153,9 +153,9 @@ class ViewStream:
         self._last_seq: int | None = None
         self._steps = 0
 
-    def count(self, seq: int | None) -> None:
+    def count(self, seq: int | None, arrived_at: float) -> None:
         """Count a frame, and what is missing before it."""
-        self.meter.add()
+        self.meter.add(at=arrived_at)
         if seq is None:
             return
         # A sender that starts again counts from 0: that is no loss.
@@ -209,7 +209,7 @@ class CameraInput(_ZmqInput):
         sent = frame.timestamp if frame.send_timestamp is None else frame.send_timestamp
         if not stream.clock.update(sent, arrived_at):
             raise MalformedMessage(endpoints.CAMERA.stream, "clock", "stamp far from the others")
-        stream.count(frame.seq)
+        stream.count(frame.seq, arrived_at)
         captured_at = min(stream.clock.to_local(frame.timestamp), arrived_at)
         stored = StoredFrame(frame, captured_at, arrived_at)
         stream.put(stored)
@@ -286,7 +286,7 @@ class RobotInput(_ZmqInput):
             return
         if not self.clock.update(message.send_timestamp, arrived_at):
             raise MalformedMessage(endpoints.ROBOT.stream, "clock", "stamp far from the others")
-        self.meter.add()
+        self.meter.add(at=arrived_at)
         sampled_at = min(self.clock.to_local(message.origin_timestamp), arrived_at)
         stored = StoredState(message, sampled_at, arrived_at)
         if self.clock.steps != self._steps:

@@ -252,6 +252,8 @@ class Runtime:
 
     def _note_start(self) -> None:
         self._started_at = time.monotonic()
+        for stream in (self.cameras, self.robot, self.sensor):
+            stream.catch_up()  # what came before is not counted as having come since
         self.at_start = AtStart(
             updates=self.features.durations.count,
             frames={view: s.meter.total for view, s in self.cameras.views.items()},

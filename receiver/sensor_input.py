@@ -143,7 +143,7 @@ class SensorInput:
             self.duplicates += len(rows)
         else:
             self._append_late(sampled, last)
-        self.meter.add(len(rows))
+        self.meter.add(len(rows), arrived_at)
         self.arrived_at = arrived_at
         for tap in self._taps:
             tap.samples(self.buffers[place][:size], arrived_at)

@@ -391,6 +391,19 @@ class TestTogether:
         assert rig.sensor.ring.newest(20)[1][:, 0].tolist() == list(range(380, 400))
         assert (rig.sensor.lost, rig.sensor.reordered) == (0, 0)
 
+    def test_rates_are_those_of_the_arrivals(self, rig: Waiting) -> None:
+        began = time.monotonic()
+        for number in range(10):
+            rig.samples(10 * number)
+            wait_until(
+                lambda n=number: rig.sensor.meter.total + 10 * rig.waiting()[2] > 10 * n, "it"
+            )
+            threading.Event().wait(0.02)
+        rig.observer.observe()
+        # Read in two lots, they would seem to have come in no time.
+        assert 0 < rig.sensor.meter.rate_hz() <= 1.01 * 90 / (9 * 0.02)
+        assert rig.sensor.meter.rate_hz() >= 0.9 * 90 / (time.monotonic() - began)
+
     def test_a_stop_is_known_at_once(self, rig: Waiting) -> None:
         rig.begin_episode()
         rig.observer.observe()
