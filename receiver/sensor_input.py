@@ -79,9 +79,10 @@ class SensorInput:
         batch = wire.max_samples(aline_length)
         # Twice that, and a few datagrams, so that late samples push none out of the window.
         capacity = 2 * self.watched + _LATE_IN_A_ROW * min(batch, self.watched)
-        # Views hold for a second; at ten times the rate still for a tenth, longer than an action
-        # takes. Longer costs: what lies in the cache no more takes twice as long to write.
-        slack = max(int(rate_hz), 64)
+        # Views hold for half a second; at ten times the rate still for a twentieth: who acts copies
+        # what he was given at once. Longer costs, since memory that is in no cache is written
+        # more slowly.
+        slack = max(int(0.5 * rate_hz), 64)
         self.ring = SampleRing(capacity, 1 + aline_length, slack, batch)
         self.clock = SenderClock("sensor")
         self.meter = RateMeter()

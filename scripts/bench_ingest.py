@@ -35,7 +35,7 @@ from scripts.processes import start, stop_all
 
 _WINDOW = 65
 # As the receiver makes it for 650 samples a second.
-_RING = (3 * _WINDOW, 1 + wire.ALINE_LENGTH, 650, 15)
+_RING = (3 * _WINDOW, 1 + wire.ALINE_LENGTH, 325, 15)
 _START_S = 30.0
 _FRAMES_HZ = 150.0
 _LOSS_PORT_STEP = 50  # the load's own samples go to the usual port
