@@ -102,7 +102,21 @@ def kernel() -> Kernel | None:
     multiply = library.few_rows_multiply
     multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int] * 2 + [ctypes.c_void_p]
     multiply.restype = None
-    return Kernel(_NAMES[instructions], instructions, multiply, _parallel())
+    found = Kernel(_NAMES[instructions], instructions, multiply, _parallel())
+    if not _computes(found):
+        _log.warning("the kernel for few rows does not compute what it should: slower ones run")
+        return None
+    return found
+
+
+def _computes(kernel: Kernel) -> bool:
+    """Whether a kernel, whatever compiler made it, gives the products that it is to give."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(2 * PANEL, 2 * GROUP + 9, dtype=torch.float64, generator=generator)
+    rows = torch.randn(9, weight.shape[1], dtype=torch.float64, generator=generator)
+    product = FewRows(weight, weight[:, 0], relu=False, kernel=kernel)(rows.float())
+    expected = rows @ weight.T + weight[:, 0]
+    return bool((product - expected).abs().max() < 1e-2 * expected.abs().max())
 
 
 def _parallel() -> int | None:
@@ -160,15 +174,15 @@ class FewRows:
     """A linear map of a weight (outputs, inputs) and a bias (outputs), float64; (rows, inputs)
     to (rows, outputs), float32 on the CPU.
 
-    Results are the same whatever the processor and the number of threads. A row with a value that
-    is not finite gives a row of none that is.
+    Results are the same whatever the processor and the number of threads. A row that holds a value
+    that is not finite gives a row of NaN.
 
     Raises:
         Unrounded: others should multiply this weight.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, relu: bool, kernel: Kernel) -> None:
-        self._outputs, inputs = weight.shape
+        self._outputs, self._inputs = weight.shape
         if self._outputs % PANEL:
             raise Unrounded(f"its outputs are no multiple of {PANEL}")
         whole, sizes = rounded(weight)
@@ -176,13 +190,19 @@ class FewRows:
         panels = sizes.reshape(self._outputs // PANEL, PANEL, -1).transpose(0, 2, 1)
         self._kept = (words, torch.from_numpy(panels.copy()), bias.float().contiguous())
         places = [part.data_ptr() for part in self._kept]
-        self._map = _Map(*places, inputs, self._outputs, relu, kernel.instructions)
+        self._map = _Map(*places, self._inputs, self._outputs, relu, kernel.instructions)
         self._address = ctypes.addressof(self._map)
-        self._room = inputs + -inputs % GROUP
+        self._room = self._inputs + -self._inputs % GROUP
         self._multiply, self._parallel = kernel.multiply, kernel.parallel
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Multiply, on as many threads as PyTorch's own operators use."""
+        """Multiply, on as many threads as PyTorch's own operators use.
+
+        Raises:
+            RuntimeError: rows of another width, or while operators are recorded.
+        """
+        if rows.shape[1:] != (self._inputs,):  # the kernel would read what is not theirs
+            raise RuntimeError(f"rows of {self._inputs} values expected, not {tuple(rows.shape)}")
         # A record would keep the place of results, not what made them.
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise RuntimeError("the kernel for few rows cannot be recorded")
@@ -203,7 +223,7 @@ class FewRows:
 
 
 def _in_large_pages(values: NDArray[np.uint16]) -> Tensor:
-    """A copy in memory for which the system is asked for large pages (5 to 10 % less time)."""
+    """A copy in memory for which the system is asked for large pages (3 to 10 % less time)."""
     area = mmap.mmap(-1, values.nbytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:

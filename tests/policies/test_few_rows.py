@@ -314,6 +314,26 @@ def test_a_kernel_of_another_version_is_not_used(
 
 
 @needs_kernel
+@pytest.mark.parametrize("wrong", [0.0, 0.97, float("nan")])
+def test_a_kernel_that_computes_something_else_is_not_used(
+    wrong: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = FewRows.__call__
+    assert few_rows.kernel.__wrapped__() is not None
+    monkeypatch.setattr(FewRows, "__call__", lambda self, rows: wrong * call(self, rows))
+    assert few_rows.kernel.__wrapped__() is None
+    assert "does not compute what it should" in caplog.text
+
+
+@each_kernel
+@pytest.mark.parametrize("shape", [(3, 199), (3, 201), (200,), (3, 1, 200)])
+def test_rows_of_another_width_are_refused(kernel: Kernel, shape: tuple[int, ...]) -> None:
+    linear = FewRows(random(32, 200), random(32, seed=1), relu=False, kernel=kernel)
+    with pytest.raises(RuntimeError, match="rows of 200 values"):
+        linear(torch.zeros(shape))
+
+
+@needs_kernel
 def test_it_uses_the_threads_that_the_library_has() -> None:
     found = few_rows.kernel()
     assert found is not None
