@@ -266,6 +266,13 @@ def test_a_sensor_of_large_numbers_does_not_drown_one_of_small(
         assert error(dataclasses.replace(layout, sensed=None)) > 0.4
 
 
+@each_kernel
+def test_the_kernel_refuses_to_be_recorded(kernel: Kernel) -> None:
+    linear = FewRows(random(32, 200), random(32, seed=1), relu=False, kernel=kernel)
+    with pytest.raises(RuntimeError, match="cannot be recorded"):
+        torch.jit.trace(linear.__call__, (torch.zeros(3, 200),), check_trace=False)
+
+
 @needs_kernel
 @torch.inference_mode()
 def test_a_pass_with_the_kernel_is_never_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,6 +294,27 @@ def test_a_history_is_the_newest_of_all_sorted(stamps: list[int], at: int) -> No
     assert history.around(at)[1] == (after[0] if after else None)
 
 
+@settings(max_examples=200, deadline=None)
+@given(puts=st.lists(st.none() | st.tuples(st.integers(0, 9), st.integers(0, 60)), max_size=60))
+def test_a_history_never_holds_more_bytes_than_it_may(puts: list[tuple[int, int] | None]) -> None:
+    """Stamps and sizes; None: its clock was set, all is forgotten."""
+    history: History[tuple[int, int, int]] = History(
+        5, lambda value: float(value[0]), 100, lambda value: value[1]
+    )
+    model: list[tuple[int, int, int]] = []
+    for number, put in enumerate(puts):
+        if put is None:
+            history.clear()
+            model.clear()
+            continue
+        value = (put[0], put[1], number)
+        history.put(value)
+        model = sorted([*model, value], key=lambda kept: (kept[0], kept[2]))[-5:]
+        while len(model) > 1 and sum(size for _, size, _ in model) > 100:
+            del model[0]
+        assert history._values.get() == tuple(model)
+
+
 def test_the_next_picture_is_that_of_the_view_with_the_oldest(inputs: Inputs) -> None:
     assert inputs.observer.next_picture_at() is None
     inputs.frame(0.00)
