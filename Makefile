@@ -126,6 +126,7 @@ bench-recording: $(STAMP)  ## full load, recording switched on and off in turn (
 
 clean:  ## remove the virtual environments and caches; runs/ is kept
 	rm -rf $(VENV) $(LEROBOT_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build policies/qwen_vla/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Hours of work lie there: trained policies, demonstrations, studies, recorded sessions.

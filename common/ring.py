@@ -11,7 +11,7 @@ _Place = tuple[int, int]
 
 
 class SampleRing:
-    """The newest rows of a stream, written by one thread and read by others.
+    """The newest rows of a stream, written by one thread at a time and read by others.
 
     One long piece of memory, touched once, at the start. Where its end is reached, the newest
     `capacity` rows move to its front and the writer goes on behind them, so that the newest rows

@@ -42,7 +42,7 @@ class Backlog(Generic[T]):
             self.read()
 
     def read(self) -> None:
-        """Read all that wait; for the stream's own thread. Raises what reading raised."""
+        """Read all that wait, for the stream's own thread. Raises what reading raised."""
         with self._reading:
             self._read_all()
         if self._failure is not None:
@@ -60,7 +60,10 @@ class Backlog(Generic[T]):
                 self._reading.release()
 
     def _read_all(self) -> None:
-        while self._waiting and self._failure is None:
+        # No more than wait now: who looks does not go on reading as fast as more comes.
+        for _ in range(len(self._waiting)):
+            if self._failure is not None:
+                return
             try:
                 self._read(self._waiting.popleft())
             except Exception as error:

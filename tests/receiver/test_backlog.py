@@ -71,6 +71,21 @@ def test_who_looks_while_another_reads_waits_for_the_last_one(patient: None) -> 
     assert seen == [[7]]
 
 
+def test_who_looks_does_not_read_what_comes_meanwhile() -> None:
+    read: list[int] = []
+
+    def flooded(number: int) -> None:
+        read.append(number)
+        if number < 1000:  # another comes for each that is read
+            waiting.add(number + 1)
+
+    waiting = Backlog(flooded, 10_000)
+    for number in range(3):
+        waiting.add(number)
+    waiting.catch_up()
+    assert read == [0, 1, 2]
+
+
 def test_who_looks_does_not_wait_for_ever() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
