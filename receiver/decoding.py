@@ -21,11 +21,13 @@ cv2.setNumThreads(1)
 
 _MOST_THREADS = 4
 _ENOUGH = 0.97
+# OpenCV names no flag for a picture that is both reduced and RGB. Its flags for a reduced one are
+# a bit for the size and, beside it, the bit for BGR: the bit for RGB takes that one's place.
 _FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
 }
 
 
@@ -80,13 +82,12 @@ class Decoder:
         try:
             flags = _FLAGS[reduction(jpeg_size(jpeg), self._target)]
             check_scans(jpeg)
-            image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+            picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
         except (JpegError, cv2.error):
-            image = None
-        if image is None:
+            picture = None
+        if picture is None:
             raise MalformedMessage(endpoints.CAMERA.stream, "undecodable", view)
-        # OpenCV has no flag for a picture that is both reduced and RGB.
-        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), np.uint8)
+        return np.asarray(picture, np.uint8)
 
 
 def to_jpeg(picture: NDArray[np.uint8]) -> bytes:
