@@ -294,6 +294,42 @@ def test_a_history_is_the_newest_of_all_sorted(stamps: list[int], at: int) -> No
     assert history.around(at)[1] == (after[0] if after else None)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    stamps=st.lists(st.integers(0, 99), max_size=99), sort=st.booleans(), at=st.integers(-1, 100)
+)
+def test_a_long_history_keeps_few_more_than_it_has_to(
+    stamps: list[int], sort: bool, at: int
+) -> None:
+    history: History[tuple[int, int]] = History(32, lambda value: float(value[0]))
+    put = [(stamp, number) for number, stamp in enumerate(sorted(stamps) if sort else stamps)]
+    for value in put:
+        history.put(value)
+    assert history._values[-32:] == sorted(put)[-32:]
+    assert len(history) <= 32 + 2
+    before = [value for value in history._values if value[0] <= at]
+    assert history.as_of(at) == (before[-1] if before else None)
+    assert history.last_two() == ((None, None, *sorted(put))[-2], history.get())
+
+
+def test_who_looks_at_a_history_sees_what_was_there_when_he_began() -> None:
+    history: History[int] = History(64, float)
+    for value in range(60):
+        history.put(value)
+    seen = []
+
+    def stamp_of(value: int) -> float:  # the other thread's turn, at every step
+        seen.append(value)
+        history._stamp_of = float
+        history.put(60 + len(seen))
+        history._stamp_of = stamp_of
+        return float(value)
+
+    history._stamp_of = stamp_of
+    assert history.around(10) == (10, 11)
+    assert seen == list(range(59, 9, -1))
+
+
 @settings(max_examples=200, deadline=None)
 @given(puts=st.lists(st.none() | st.tuples(st.integers(0, 9), st.integers(0, 60)), max_size=60))
 def test_a_history_never_holds_more_bytes_than_it_may(puts: list[tuple[int, int] | None]) -> None:
@@ -312,7 +348,7 @@ def test_a_history_never_holds_more_bytes_than_it_may(puts: list[tuple[int, int]
         model = sorted([*model, value], key=lambda kept: (kept[0], kept[2]))[-5:]
         while len(model) > 1 and sum(size for _, size, _ in model) > 100:
             del model[0]
-        assert history._values.get() == tuple(model)
+        assert history._values == model
 
 
 def test_the_next_picture_is_that_of_the_view_with_the_oldest(inputs: Inputs) -> None:
