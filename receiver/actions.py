@@ -162,7 +162,7 @@ class ActionLoop:
 
     def _tick(self, tick: Tick, seen: Observation, update: FeatureUpdate | None) -> None:
         if not self._robot_required and self._episodes.current is None:
-            self._episodes.begin_if_none()
+            self._episodes.begin_if_none(now())
         episode = self._episodes.current
         if episode is not None and episode.number != self._episode:
             self._episode, self._number, self._previous = episode.number, 0, None

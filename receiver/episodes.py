@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from common.clock import now
 from receiver.threads import Latest
 
 __all__ = ["Episode", "Episodes"]
@@ -31,11 +30,16 @@ class Episodes:
         """The newest episode, running or over; None before the first."""
         return self._current.get()
 
-    def begin_if_none(self) -> None:
-        """A robot state came in: it starts an episode unless one runs."""
-        episode = self.current
-        if episode is None or not episode.active:
-            self._current.put(Episode(episode.number + 1 if episode else 1, now()))
+    @property
+    def running(self) -> bool:
+        """Whether an episode runs now."""
+        return (episode := self.current) is not None and episode.active
+
+    def begin_if_none(self, at: float) -> None:
+        """A robot state came in `at`: it starts an episode unless one runs."""
+        if not self.running:
+            episode = self.current
+            self._current.put(Episode(episode.number + 1 if episode else 1, at))
 
     def end(self) -> None:
         """The robot's side ended the episode."""

@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import zmq
 
@@ -76,20 +77,17 @@ class StoredStatus:
     arrived_at: float
 
 
-def _receive(sock: zmq.Socket[bytes]) -> list[Buffer]:
-    """One message, of which no more than a few parts are kept; zmq.Again when none came."""
-    part = sock.recv(copy=False)  # asked of a part, `more` costs less than asked of the socket
-    parts = [_content(part)]
-    while part.more:
-        part = sock.recv(copy=False)
-        if len(parts) < _MAX_PARTS:
-            parts.append(_content(part))
-    return parts
-
-
 def _content(part: zmq.Frame) -> Buffer:
     """The bytes of a part: a picture stays where ZeroMQ put it, which halves what it costs."""
     return part.buffer if len(part) > _SMALL else part.bytes
+
+
+class CatchesUp(Protocol):
+    """An input that can be asked to read what has come."""
+
+    def catch_up(self) -> None:
+        """Read what has come but was not read yet."""
+        ...
 
 
 class _ZmqInput(ABC):
@@ -100,19 +98,26 @@ class _ZmqInput(ABC):
         # To wait in the call that receives is half the work of waiting first.
         sock.setsockopt(zmq.RCVTIMEO, _POLL_MS)
         self._counters = counters
-        self._backlog: Backlog[tuple[list[Buffer], float]] = Backlog(self._read, _TOGETHER)
+        self._backlog: Backlog[tuple[list[zmq.Frame], float]] = Backlog(self._read, _TOGETHER)
 
     def run(self, stop: threading.Event) -> None:
         """Take messages in until `stop` is set, then close the socket."""
+        receive, backlog = self._socket.recv, self._backlog
+        # A message wakes this thread cold: as little as can be is done to it here.
         try:
             while not stop.is_set():
                 try:
-                    parts = _receive(self._socket)
+                    part = receive(copy=False)
                 except zmq.Again:
-                    self._backlog.read()
+                    backlog.read()
                     continue
-                self._backlog.add((parts, now()), urgent=self._is_urgent(parts))
-            self._backlog.read()
+                parts = [part]
+                while part.more:  # asked of a part, this costs less than asked of the socket
+                    part = receive(copy=False)
+                    if len(parts) < _MAX_PARTS:
+                        parts.append(part)
+                backlog.add((parts, now()), urgent=self._is_urgent(parts))
+            backlog.read()
         finally:
             self._socket.close(linger=0)
 
@@ -120,14 +125,15 @@ class _ZmqInput(ABC):
         """Read what has come but was not read yet; for whoever is going to look."""
         self._backlog.catch_up()
 
-    def _read(self, message: tuple[list[Buffer], float]) -> None:
+    def _read(self, message: tuple[list[zmq.Frame], float]) -> None:
+        parts, arrived_at = message
         try:
-            self._take(*message)
+            self._take([_content(part) for part in parts], arrived_at)
         except MalformedMessage as error:
             self._counters.add(error)
 
     @abstractmethod
-    def _is_urgent(self, parts: list[Buffer]) -> bool:
+    def _is_urgent(self, parts: list[zmq.Frame]) -> bool:
         """Whether a message is not to wait for others."""
 
     @abstractmethod
@@ -196,7 +202,7 @@ class CameraInput(_ZmqInput):
         self.unmapped: dict[str, int] = {}
         self.unused: dict[str, int] = {}
 
-    def _is_urgent(self, parts: list[Buffer]) -> bool:
+    def _is_urgent(self, parts: list[zmq.Frame]) -> bool:
         return sum(map(len, parts)) > _LARGE
 
     def _take(self, parts: list[Buffer], arrived_at: float) -> None:
@@ -244,8 +250,13 @@ class RobotInput(_ZmqInput):
         episodes: Episodes,
         counters: MalformedCounters,
         taps: Sequence[Tap] = (),
+        beside: Sequence[CatchesUp] = (),
     ) -> None:
-        """Connect the SUB socket; it finds the sender whenever that starts."""
+        """Connect the SUB socket; it finds the sender whenever that starts.
+
+        What has come on the streams `beside` is read before an episode begins or ends, so that it
+        is shown as part of the one in which it came.
+        """
         sock = context.socket(zmq.SUB)
         sock.setsockopt(zmq.RCVHWM, 1000)
         sock.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
@@ -261,7 +272,7 @@ class RobotInput(_ZmqInput):
                 f"robot: {host}:{port} is no address to connect to ({error})"
             ) from None
         super().__init__(sock, counters)
-        self._episodes, self._taps = episodes, taps
+        self._episodes, self._taps, self._beside = episodes, taps, beside
         self.newest: History[StoredState] = History(_STATES_KEPT, lambda stored: stored.sampled_at)
         self.status: Latest[StoredStatus] = Latest()
         # By condition, replaced as a whole: what passes between two ticks must not go unseen.
@@ -271,14 +282,14 @@ class RobotInput(_ZmqInput):
         self.reordered = 0
         self._steps = 0
 
-    def _is_urgent(self, parts: list[Buffer]) -> bool:
+    def _is_urgent(self, parts: list[zmq.Frame]) -> bool:
         # What stops a robot or ends an episode is known at once, and so is what begins one.
-        episode = self._episodes.current
-        return parts[0] != endpoints.ROBOT.topic or episode is None or not episode.active
+        return parts[0].bytes != endpoints.ROBOT.topic or not self._episodes.running
 
     def _take(self, parts: list[Buffer], arrived_at: float) -> None:
         message = wire.decode_robot(parts)
         if isinstance(message, wire.EpisodeEnd):
+            self._read_beside()
             self._episodes.end()
             return
         if isinstance(message, wire.RobotStatus):
@@ -293,9 +304,15 @@ class RobotInput(_ZmqInput):
             self._steps = self.clock.steps
             self.newest.clear()
         self.reordered += not self.newest.put(stored)
-        self._episodes.begin_if_none()
+        if not self._episodes.running:
+            self._read_beside()
+            self._episodes.begin_if_none(arrived_at)
         for tap in self._taps:
             tap.state(stored)
+
+    def _read_beside(self) -> None:
+        for stream in self._beside:
+            stream.catch_up()
 
     def _take_status(self, said: StoredStatus) -> None:
         before, status = self.status.get(), said.status

@@ -64,10 +64,15 @@ class Recorder:
         options: Recording,
         aline_length: int,
         describe: Callable[[], dict[str, Any]],
+        catch_up: Callable[[], None] = lambda: None,
     ) -> None:
-        """Record into the episodes' folders; `describe` gives what to note of the receiver."""
+        """Record into the episodes' folders; `describe` gives what to note of the receiver.
+
+        `catch_up` shows what has come and was not shown yet: called before recording is switched,
+        so that all that came while it was on is recorded.
+        """
         self._folders, self._episodes, self._options = folders, episodes, options
-        self._describe = describe
+        self._describe, self._catch_up = describe, catch_up
         self._lock = threading.Lock()  # taken by the writing threads and by who starts and stops
         self._places: dict[Segment, SessionFolder] = {}
         self._told: set[Segment] = set()
@@ -89,17 +94,17 @@ class Recorder:
 
     def frame(self, view: str, stored: StoredFrame) -> None:
         """Record a picture."""
-        if segment := self._segment():
+        if segment := self._segment_of(stored.arrived_at):
             self._frames.put((segment, view, stored), len(stored.frame.jpeg) + _ITEM_BYTES)
 
     def state(self, stored: StoredState) -> None:
         """Record a robot state."""
-        if segment := self._segment():
+        if segment := self._segment_of(stored.arrived_at):
             self._states.put((segment, stored), _ITEM_BYTES)
 
     def samples(self, datagram: memoryview, arrived_at: float) -> None:
         """Record a datagram's samples."""
-        if segment := self._segment():
+        if segment := self._segment_of(arrived_at):
             data = bytes(datagram)
             self._samples.put((segment, data, arrived_at), len(data) + _ITEM_BYTES)
 
@@ -118,10 +123,16 @@ class Recorder:
         self._current = Segment(self._recording, episode.number, episode.started_at, began)
         return self._current
 
+    def _segment_of(self, arrived_at: float) -> Segment | None:
+        """Where to record what came at that time: nowhere if that was before recording began."""
+        segment = self._segment()
+        return segment if segment and arrived_at >= segment.started_at else None
+
     # --- on and off: called by whoever commands -----------------------------------------------
 
     def start(self) -> None:
         """Record from now on, into new files."""
+        self._catch_up()
         with self._lock:
             if not self._on:
                 self._recording += 1
@@ -132,6 +143,7 @@ class Recorder:
 
     def stop(self) -> None:
         """Record no more; the files are finished."""
+        self._catch_up()
         if self._on:
             self._on = False
             logger.info("[RECORD] off")

@@ -78,7 +78,12 @@ class Runtime:
         self.episodes = Episodes()
         self.results = ResultsWriter(folders)
         self.recorder = Recorder(
-            folders, self.episodes, options.recording, options.aline_length, self._description
+            folders,
+            self.episodes,
+            options.recording,
+            options.aline_length,
+            self._description,
+            self._catch_up,
         )
         self._taps: list[Tap] = [self.recorder]
         self._viewer = self._started_viewer()
@@ -131,9 +136,6 @@ class Runtime:
             self.counters,
             self._taps,
         )
-        self.robot = RobotInput(
-            self._context, options.robot_ip, ports.robot, self.episodes, self.counters, self._taps
-        )
         self.sensor = SensorInput(
             options.bind,
             ports.sensor,
@@ -143,6 +145,15 @@ class Runtime:
             stale.sensor_s,
             self.counters,
             self._taps,
+        )
+        self.robot = RobotInput(
+            self._context,
+            options.robot_ip,
+            ports.robot,
+            self.episodes,
+            self.counters,
+            self._taps,
+            beside=(self.cameras, self.sensor),
         )
         publisher = ActionPublisher(self._context, options.bind, ports.action)
         self.time = self._time_server()
@@ -252,8 +263,7 @@ class Runtime:
 
     def _note_start(self) -> None:
         self._started_at = time.monotonic()
-        for stream in (self.cameras, self.robot, self.sensor):
-            stream.catch_up()  # what came before is not counted as having come since
+        self._catch_up()  # what came before is not counted as having come since
         self.at_start = AtStart(
             updates=self.features.durations.count,
             frames={view: s.meter.total for view, s in self.cameras.views.items()},
@@ -262,6 +272,10 @@ class Runtime:
             rss_mb=rss_mb(),
         )
         logger.info("inference started")
+
+    def _catch_up(self) -> None:
+        for stream in (self.cameras, self.robot, self.sensor):
+            stream.catch_up()
 
     def close(self) -> None:
         """Stop the loops and inputs, then write what is still to be written."""

@@ -19,7 +19,7 @@ from common.clock import now
 from common.counters import MalformedCounters
 from common.wire import CameraFrame, RobotState, SampleBatch
 from receiver.episodes import Episodes
-from receiver.inputs import CameraInput, RobotInput, SensorInput
+from receiver.inputs import CameraInput, RobotInput, SensorInput, StoredFrame, StoredState
 from receiver.observation import Observer
 from tests.support import free_ports, wait_until
 
@@ -34,15 +34,54 @@ def context() -> Iterator[zmq.Context[Any]]:
     context.destroy(linger=0)
 
 
+class Shown:
+    """A tap that notes in which episode it was shown something, 0 for none."""
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+        self.pictures: list[tuple[int | None, int]] = []
+        self.datagrams: list[tuple[float, int]] = []
+
+    @property
+    def episode(self) -> int:
+        current = self.episodes.current
+        return current.number if current and current.active else 0
+
+    def frame(self, view: str, stored: StoredFrame) -> None:
+        self.pictures.append((stored.frame.seq, self.episode))
+
+    def samples(self, datagram: memoryview, arrived_at: float) -> None:
+        (force,) = wire.decode_samples(bytes(datagram), 3).forces[:1].tolist()
+        self.datagrams.append((force, self.episode))
+
+    def state(self, stored: StoredState) -> None:
+        pass
+
+    def action(self, record: object) -> None:
+        pass
+
+
 class Waiting:
     """All three inputs on real sockets, which nobody reads unless somebody looks."""
 
     def __init__(self, context: zmq.Context[Any]) -> None:
         camera, robot, self.port = free_ports(3)
         self.episodes, self.counters = Episodes(), MalformedCounters()
-        self.cameras = CameraInput(context, "127.0.0.1", camera, ("View1",), {}, self.counters)
-        self.robot = RobotInput(context, "127.0.0.1", robot, self.episodes, self.counters)
-        self.sensor = SensorInput("127.0.0.1", self.port, 20, 3, HZ, 0.5, self.counters)
+        self.shown = Shown(self.episodes)
+        taps = [self.shown]
+        self.cameras = CameraInput(
+            context, "127.0.0.1", camera, ("View1",), {}, self.counters, taps
+        )
+        self.sensor = SensorInput("127.0.0.1", self.port, 20, 3, HZ, 0.5, self.counters, taps)
+        self.robot = RobotInput(
+            context,
+            "127.0.0.1",
+            robot,
+            self.episodes,
+            self.counters,
+            taps,
+            beside=(self.cameras, self.sensor),
+        )
         self.observer = Observer(self.cameras, self.robot, self.sensor, 20)
         for one in (self.cameras, self.robot):
             one._socket.setsockopt(zmq.RCVTIMEO, 60_000)
@@ -174,6 +213,53 @@ def test_episodes_end_and_begin_at_once(rig: Waiting) -> None:
     wait_until(lambda: not rig.episodes.current.active, "the end", 20)
     rig.state()
     wait_until(lambda: rig.episodes.current.number == 2, "the next one", 20)
+
+
+def test_what_comes_is_shown_in_the_episode_in_which_it_came(rig: Waiting) -> None:
+    def send(number: int) -> None:
+        rig.frame(number)
+        rig.samples(number)
+        wait_until(lambda: rig.waiting()[::2] == (1, 1), "a frame and samples to wait", 20)
+
+    rig.observer.observe()
+    send(100)  # before the first episode
+    rig.begin_episode()
+    send(200)
+    rig.to_robot.send_multipart(wire.encode_episode_end())
+    wait_until(lambda: not rig.episodes.running, "the end", 20)
+    send(300)
+    rig.state()
+    wait_until(lambda: rig.episodes.running, "the next one", 20)
+    send(400)
+    rig.observer.observe()
+    assert rig.shown.pictures == [(100, 0), (200, 1), (300, 0), (400, 2)]
+    assert rig.shown.datagrams == [(100, 0), (200, 1), (300, 0), (400, 2)]
+
+
+def test_an_episode_begins_when_its_first_state_came(rig: Waiting) -> None:
+    rig.begin_episode()
+    newest = rig.robot.newest.as_of(now())
+    first = rig.episodes.current
+    assert newest is not None and first is not None
+    # That one was read at once; any after it came later.
+    assert first.started_at <= newest.arrived_at
+    rig.to_robot.send_multipart(wire.encode_episode_end())
+    wait_until(lambda: not rig.episodes.running, "the end", 20)
+    rig.state()
+    wait_until(lambda: rig.episodes.running, "the next one", 20)
+    stored, second = rig.robot.newest.get(), rig.episodes.current
+    assert stored is not None and second is not None
+    assert second.started_at == stored.arrived_at
+
+
+def test_of_many_parts_few_wait(rig: Waiting) -> None:
+    rig.to_cameras.send_multipart([b"part"] * 1000)
+    wait_until(lambda: rig.waiting()[0] == 1, "it to wait", 20)
+    ((parts, _),) = rig.cameras._backlog._waiting
+    assert len(parts) == 4
+    rig.observer.observe()
+    assert rig.counters.snapshot() == {"camera": {"parts": 1}}
+    rig.counters = MalformedCounters()  # the others' end without a complaint
 
 
 def test_a_large_frame_does_not_wait(rig: Waiting) -> None:

@@ -13,10 +13,16 @@ from pathlib import Path
 import pytest
 
 from common import wire
+from common.clock import now
 from common.session import Session, find_sessions, layout
 from common.session.frames import FrameFiles
+from common.wire import CameraFrame
+from receiver.episodes import Episodes
+from receiver.folders import SessionFolders
+from receiver.inputs import StoredFrame
 from receiver.lanes import Lane
 from receiver.options import Recording
+from receiver.recorder import Recorder
 from tests.receiver.rig import Rig
 from tests.support import wait_until
 
@@ -128,6 +134,38 @@ def test_each_episode_is_recorded_into_its_own_folder(make_rig: MakeRig, tmp_pat
     assert [s.notes[0]["episode"] for s in (first, second)] == [1, 2]
     assert first.states.received_at[-1] < second.states.received_at[0]
     assert second.frames("View1")[0].arrived_at >= second.notes[0]["started_at"]
+
+
+def test_what_waits_to_be_read_is_recorded_if_it_came_while_recording(tmp_path: Path) -> None:
+    waiting: list[tuple[str, float]] = []
+
+    def catch_up() -> None:
+        while waiting:
+            view, at = waiting.pop(0)
+            recorder.frame(view, StoredFrame(CameraFrame(view, at, b"a picture"), at, at))
+
+    episodes = Episodes()
+    recorder = Recorder(SessionFolders(tmp_path), episodes, Recording(), 3, lambda: {}, catch_up)
+    stop = threading.Event()
+    writer = threading.Thread(target=recorder.write_frames, args=(stop,))
+    writer.start()
+    try:
+        episodes.begin_if_none(now())
+        waiting.append(("before", now()))
+        recorder.start()
+        assert not waiting
+        waiting.append(("late", now() - 1.0))  # on its way for a while: came before, too
+        waiting.append(("during", now()))
+        recorder.stop()
+        assert not waiting
+        waiting.append(("after", now()))
+        catch_up()
+    finally:
+        stop.set()
+        writer.join()
+    (folder,) = find_sessions(tmp_path)
+    session = Session(folder)
+    assert [len(session.frames("during")), session.notes[0]["frames"]] == [1, {"during": 1}]
 
 
 def assert_recording_ended_and_nothing_else(rig: Rig, says: str) -> None:
