@@ -45,9 +45,9 @@ _LOSS_PORT_STEP = 50  # the load's own samples go to the usual port
 class IngestOptions:
     """Compare parsing, processor time and losses; every figure is measured in this run."""
 
-    seconds: float = 5.0
+    seconds: float = 4.0
     """Length of a stretch in which one side takes the whole rig's load; the sides take turns."""
-    turns: int = 3
+    turns: int = 5
     """Stretches of each side."""
     loss_s: float = 10.0
     """Seconds of samples at ten times the rate, for each side."""
