@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-# tyro and yaml are imported where they are used: `fail` is what says that a package is missing.
+# tyro and yaml are imported where they are used: `needs` is what says that a package is missing.
 
-__all__ = ["ConfigError", "fail", "from_mapping", "load_yaml", "parse", "read"]
+__all__ = ["ConfigError", "fail", "from_mapping", "load_yaml", "needs", "parse", "read"]
 
 T = TypeVar("T")
 _MAX_CONFIG_BYTES = 1 << 20
@@ -30,6 +30,22 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """End the program: one line on stderr, no traceback. 2 for the user's input, 1 otherwise."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def needs(*extras: str) -> None:
+    """Let the program end with one line, and not a traceback, where a package is missing.
+
+    For a program to call before it imports anything that is to be installed: with the extras of
+    this project that bring it all.
+    """
+    brings = f"pip install '.[{','.join(extras)}]'" if extras else "pip install ."
+
+    def said(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            fail(f"{error.name} is missing: {brings}")
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = said
 
 
 def parse(options: type[T], args: Sequence[str] | None = None) -> T:

@@ -14,9 +14,13 @@ if __package__ in (None, ""):
     # Run as a file: import the project from this checkout, and nothing from this folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("receiver")
+
 from rich.live import Live
 
-from common import cli
 from common.heap import keep_freed_memory
 from common.priority import this_process_first
 from common.stopping import stopping

@@ -14,11 +14,15 @@ from typing import Annotated, Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("export")
+
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import cli
 from common.session import SessionError
 from scripts.analyze_figures import figures_of
 from scripts.analyze_inputs import read_run

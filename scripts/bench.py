@@ -17,9 +17,13 @@ from typing import TypeAlias
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("receiver", "sim", "serving")
+
 from rich.table import Table
 
-from common import cli
 from scripts.benches import SOAK, SOAK_GOAL, Comparison, add_rows, read_rows, wide_console
 from scripts.loaded_receiver import Machine
 from scripts.processes import ROOT

@@ -15,13 +15,17 @@ from typing import Annotated, Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs()
+
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from common import cli
 from common.session import Session, SessionError
 
 __all__ = ["Compared", "compare"]

@@ -18,19 +18,20 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common import cli, endpoints
+from common import cli
 
-try:
-    from rich.console import Console
-    from rich.table import Table
+if __name__ == "__main__":
+    cli.needs("receiver", "sim")
 
-    from scripts.processes import ROOT, Program, start, stop_all, wait_for_any
-    from scripts.scoreboard import Scoreboard, read_score
-    from senders.drivers import DriverError
-    from sim.model import RigConfig, build_model
-    from sim.rendering import RigRenderer
-except ModuleNotFoundError as error:
-    cli.fail(f"{error.name} is missing: pip install '.[receiver,sim]'")
+from rich.console import Console
+from rich.table import Table
+
+from common import endpoints
+from scripts.processes import ROOT, Program, start, stop_all, wait_for_any
+from scripts.scoreboard import Scoreboard, read_score
+from senders.drivers import DriverError
+from sim.model import RigConfig, build_model
+from sim.rendering import RigRenderer
 
 POLICY = ROOT / "assets" / "insertion-policy"
 """Trained on the simulated rig, see docs/training.md."""

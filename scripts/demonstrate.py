@@ -19,15 +19,15 @@ if __package__ in (None, ""):
 
 from common import cli
 
-try:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
+if __name__ == "__main__":
+    cli.needs("sim")
 
-    from senders.drivers import DriverError
-    from sim.demonstration_files import write_demonstrations
-    from sim.demonstrations import Demonstrator
-except ModuleNotFoundError as error:
-    cli.fail(f"{error.name} is missing: pip install '.[sim]'")
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import TimeRemainingColumn as Remaining
+
+from senders.drivers import DriverError
+from sim.demonstration_files import write_demonstrations
+from sim.demonstrations import Demonstrator
 
 __all__ = ["FIRST_SEED", "main"]
 

@@ -17,11 +17,15 @@ from typing import Annotated, Literal
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("export")
+
 import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from common import cli
 from common.session import Session, SessionError, find_sessions
 from scripts.lerobot_export import LeRobotOptions
 

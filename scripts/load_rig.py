@@ -17,11 +17,16 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs()
+
 import cv2
 import numpy as np
 import zmq
 
-from common import cli, endpoints, wire
+from common import endpoints, wire
 from common.clock import Tick, Ticker, wall
 from common.endpoints import address
 from common.kinematics import flange_pose

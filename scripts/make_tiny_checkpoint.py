@@ -17,15 +17,15 @@ if __package__ in (None, ""):
 
 from common import cli
 
-try:
-    import cv2
-    import numpy as np
+if __name__ == "__main__":
+    cli.needs("receiver")
 
-    from policies.base import PolicyError
-    from policies.qwen_vla import save_policy
-    from policies.qwen_vla.tiny import HOME_DEG, Calibration, make_tiny_policy
-except ModuleNotFoundError as error:
-    cli.fail(f"{error.name} is missing: pip install '.[receiver]'")
+import cv2
+import numpy as np
+
+from policies.base import PolicyError
+from policies.qwen_vla import save_policy
+from policies.qwen_vla.tiny import HOME_DEG, Calibration, make_tiny_policy
 
 _SCENES = 24
 _WINDOWS_A_SCENE = 4
@@ -55,6 +55,7 @@ def main() -> int:
     calibration = None
     try:
         if options.on_rig:
+            cli.needs("receiver", "sim")
             from sim.layout import HOME_DEG as RIG_HOME_DEG
 
             home, calibration = options.home_deg or RIG_HOME_DEG, _seen_on_rig(options.seed)
@@ -67,8 +68,6 @@ def main() -> int:
         save_policy(policy, options.out)
     except (PolicyError, ValueError, RuntimeError) as error:
         cli.fail(str(error))
-    except ModuleNotFoundError as error:  # of the rig, which is imported when it is asked for
-        cli.fail(f"{error.name} is missing: pip install '.[receiver,sim]'")
     print(f"{options.out}: {policy.spec.parameters:,} parameters, random weights")
     return 0
 

@@ -16,7 +16,12 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common import cli, endpoints
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs()
+
+from common import endpoints
 from common.stopping import stopping
 from scripts.tcp_proxy import NetworkProxy, Traffic
 

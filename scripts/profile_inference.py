@@ -24,11 +24,15 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("receiver", "serving")
+
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from common import cli
 from common.stopping import stopping
 from scripts.benches import wide_console
 from scripts.comparison.profiling import Profile, Profiled, ProfileError, Profiler, with_rows
@@ -148,8 +152,6 @@ def main() -> int:
         draw(profiles, options.fps, options.out / "profile.png")
     except (ProfileError, RigError) as error:
         cli.fail(str(error), 1)
-    except ModuleNotFoundError as error:
-        cli.fail(f"{error.name} is missing: pip install '.[receiver,serving]'")
     except OSError as error:
         cli.fail(f"{error.filename or options.out}: {error.strerror}", 1)
     out.print(_table(profiles, options))

@@ -13,11 +13,15 @@ from typing import Annotated
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs()
+
 import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from common import cli
 from common.session import SessionError, find_sessions
 from common.session.recovery import recover
 

@@ -18,11 +18,16 @@ from typing import Annotated
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs()
+
 import numpy as np
 import tyro
 from rich.console import Console
 
-from common import cli, endpoints
+from common import endpoints
 from common.clock import wall
 from common.session import Samples, SessionError
 from common.stopping import stopping

@@ -17,6 +17,11 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("receiver", "sim")
+
 import tyro
 from rich.console import Console
 from rich.progress import (
@@ -28,7 +33,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from common import cli
 from policies.base import PolicyError, PolicySpec
 from scripts.closed_loop.episode import EpisodeResult
 from scripts.closed_loop.estimates import points

@@ -17,6 +17,10 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common import cli
+
+if __name__ == "__main__":
+    cli.needs("receiver", "sim")
+
 from scripts.training.command import carry_out
 
 __all__ = ["FlowOptions", "main"]

@@ -20,11 +20,15 @@ from typing import Any, Literal
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("serving")
+
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from common import cli
 from scripts.benches import wide_console
 from scripts.chunking_advice import Advice, advise
 from scripts.chunking_model import (

@@ -15,12 +15,16 @@ from typing import Annotated
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs()
+
 import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common import cli
 from common.session import SessionError, find_sessions
 from common.session.checks import check_session
 from common.session.findings import SessionReport, StreamReport

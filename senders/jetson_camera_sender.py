@@ -14,6 +14,11 @@ from typing import Annotated
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs()
+
 import tyro
 import zmq
 

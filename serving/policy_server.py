@@ -24,6 +24,11 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("serving")
+
 import zmq
 
 from common.heap import keep_freed_memory

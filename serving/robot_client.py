@@ -16,6 +16,11 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("serving")
+
 from common.clock import Ticker
 from common.priority import fast_loop_first, this_process_first
 from common.program import OptionError, run

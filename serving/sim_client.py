@@ -19,6 +19,11 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common import cli
+
+if __name__ == "__main__":
+    cli.needs("serving")
+
 from common.program import OptionError, ProgramError, run
 from serving import environments
 from serving.body import BodyError

@@ -15,20 +15,20 @@ if __package__ in (None, ""):
 
 from common import cli
 
-try:
-    import numpy as np
+if __name__ == "__main__":
+    cli.needs("sim")
 
-    from common.clock import Ticker
-    from common.endpoints import RIG_COMMAND, RIG_STATE
-    from common.stopping import stopping
-    from senders.drivers import DriverError
-    from sim.drivers import SimRobot
-    from sim.expert import Expert
-    from sim.layout import Layout
-    from sim.link import RigLink
-    from sim.messages import RigState
-except ModuleNotFoundError as error:
-    cli.fail(f"{error.name} is missing: pip install '.[sim]'")
+import numpy as np
+
+from common.clock import Ticker
+from common.endpoints import RIG_COMMAND, RIG_STATE
+from common.stopping import stopping
+from senders.drivers import DriverError
+from sim.drivers import SimRobot
+from sim.expert import Expert
+from sim.layout import Layout
+from sim.link import RigLink
+from sim.messages import RigState
 
 __all__ = ["Pilot", "main"]
 

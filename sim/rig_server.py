@@ -20,22 +20,22 @@ if __package__ in (None, ""):
 
 from common import cli
 
-try:
-    import numpy as np
-    import tyro
-    import zmq
+if __name__ == "__main__":
+    cli.needs("sim")
 
-    from common.clock import Tick, Ticker, wall
-    from common.endpoints import RIG_COMMAND, RIG_STATE, address
-    from common.program import OptionError, check_number, check_port
-    from common.stopping import stopping
-    from sim.layout import RigConfig
-    from sim.messages import MAX_COMMAND_BYTES, Command, RigState, decode_command, encode_state
-    from sim.rig import InsertionRig, Reading
-    from sim.scoring import Score
-    from sim.trace import Trace
-except ModuleNotFoundError as error:
-    cli.fail(f"{error.name} is missing: pip install '.[sim]'")
+import numpy as np
+import tyro
+import zmq
+
+from common.clock import Tick, Ticker, wall
+from common.endpoints import RIG_COMMAND, RIG_STATE, address
+from common.program import OptionError, check_number, check_port
+from common.stopping import stopping
+from sim.layout import RigConfig
+from sim.messages import MAX_COMMAND_BYTES, Command, RigState, decode_command, encode_state
+from sim.rig import InsertionRig, Reading
+from sim.scoring import Score
+from sim.trace import Trace
 
 __all__ = ["RigServer", "ServerOptions", "main"]
 

@@ -23,8 +23,6 @@ def carry_out(train: Callable[[], Iterable[str]], work: Path) -> int:
             print(line, flush=True)
     except ValueError as error:  # what is wrong with the data or the checkpoint, in words
         cli.fail(" ".join(str(error).split()))
-    except ModuleNotFoundError as error:
-        cli.fail(f"{error.name} is missing: pip install '.[receiver,sim]'")
     except OSError as error:
         cli.fail(f"{error.filename or work}: {error.strerror or error}")
     except KeyboardInterrupt:

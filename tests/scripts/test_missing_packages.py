@@ -28,6 +28,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize(
     ("package", "extra", "command"),
     [
+        ("tyro", "", ("senders/robot_sender.py",)),
+        ("zmq", "", ("senders/jetson_camera_sender.py",)),
+        ("msgpack", "", ("senders/force_sensor_sender.py",)),
+        ("rich", "receiver", ("receiver/main.py",)),
+        ("zmq", "serving", ("serving/policy_server.py",)),
+        ("msgpack", "serving", ("serving/robot_client.py",)),
+        ("zmq", "serving", ("serving/sim_client.py",)),
+        ("numpy", "", ("scripts/replay_session.py",)),
+        ("tyro", "", ("scripts/validate_session.py",)),
+        ("rich", "receiver,sim,serving", ("scripts/bench.py",)),
+        ("tyro", "receiver,serving,bags", ("scripts/compare_architectures.py",)),
+        ("torch", "receiver,serving", ("scripts/profile_inference.py", "--out")),
         ("rich", "receiver,sim", ("scripts/demo.py",)),
         ("tyro", "sim", ("sim/rig_server.py",)),
         ("mujoco", "receiver,sim", ("scripts/demo.py",)),
@@ -52,5 +64,6 @@ def test_it_is_one_line_and_exit_code_2(
         check=False,
     )
     program = Path(command[0]).name
-    assert done.stderr == f"{program}: {package} is missing: pip install '.[{extra}]'\n"
+    brings = f"pip install '.[{extra}]'" if extra else "pip install ."
+    assert done.stderr == f"{program}: {package} is missing: {brings}\n"
     assert done.returncode == 2

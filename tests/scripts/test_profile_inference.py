@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts import profile_inference
 from scripts.comparison.profiling import Profile, ProfileError, with_rows
 from tests.support import Child
 
@@ -45,23 +43,6 @@ def test_a_policy_that_is_not_there_gives_one_line(
     child = program(PROGRAM, "--policy", str(tmp_path / "none"), "--out", str(tmp_path / "out"))
     assert child.end(170) == 1
     assert "there is no" in child.text and "Traceback" not in child.text
-
-
-def test_a_missing_package_is_one_line_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    def lacking(out: Path) -> None:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-    # The program keeps its client quiet, which must not last for the tests that come after.
-    monkeypatch.setattr(logging.getLogger("serving"), "setLevel", lambda _: None)
-    monkeypatch.setattr(profile_inference, "_make_small", lacking)
-    monkeypatch.setattr("sys.argv", ["profile_inference.py", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        profile_inference.main()
-    assert ended.value.code == 2
-    said = "profile_inference.py: torch is missing: pip install '.[receiver,serving]'\n"
-    assert capsys.readouterr().err == said
 
 
 def test_a_policy_with_other_rows_gives_so_many(tiny_checkpoint: Path, tmp_path: Path) -> None:
