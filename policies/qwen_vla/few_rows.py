@@ -201,11 +201,11 @@ class FewRows:
         Raises:
             RuntimeError: rows of another width, or while operators are recorded.
         """
-        if rows.shape[1:] != (self._inputs,):  # the kernel would read what is not theirs
-            raise RuntimeError(f"rows of {self._inputs} values expected, not {tuple(rows.shape)}")
         # A record would keep the place of results, not what made them.
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise RuntimeError("the kernel for few rows cannot be recorded")
+        if rows.shape[1:] != (self._inputs,):  # the kernel would read what is not theirs
+            raise RuntimeError(f"rows of {self._inputs} values expected, not {tuple(rows.shape)}")
         given = rows.to(torch.float32).contiguous()
         count = given.shape[0]
         values = torch.empty(count, self._room, dtype=torch.int16)
