@@ -64,7 +64,7 @@ class Recorder:
         options: Recording,
         aline_length: int,
         describe: Callable[[], dict[str, Any]],
-        catch_up: Callable[[], None] = lambda: None,
+        catch_up: Callable[[], None],
     ) -> None:
         """Record into the episodes' folders; `describe` gives what to note of the receiver.
 

@@ -30,13 +30,6 @@ JPEG = cv2.imencode(".jpg", np.zeros((36, 64, 3), np.uint8))[1].tobytes()
 
 
 @pytest.fixture
-def context() -> Iterator[zmq.Context[Any]]:
-    context: zmq.Context[Any] = zmq.Context()
-    yield context
-    context.destroy(linger=0)
-
-
-@pytest.fixture
 def sensor() -> Iterator[SensorInput]:
     made = SensorInput("127.0.0.1", free_ports(1)[0], 20, 3, HZ, 0.5, MalformedCounters())
     yield made

@@ -27,13 +27,6 @@ HZ = 100.0
 JPEG = cv2.imencode(".jpg", np.zeros((36, 64, 3), np.uint8))[1].tobytes()
 
 
-@pytest.fixture
-def context() -> Iterator[zmq.Context[Any]]:
-    context: zmq.Context[Any] = zmq.Context()
-    yield context
-    context.destroy(linger=0)
-
-
 class Shown:
     """A tap that notes in which episode it was shown something, 0 for none."""
 

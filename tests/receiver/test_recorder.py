@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -166,6 +167,31 @@ def test_what_waits_to_be_read_is_recorded_if_it_came_while_recording(tmp_path: 
     (folder,) = find_sessions(tmp_path)
     session = Session(folder)
     assert [len(session.frames("during")), session.notes[0]["frames"]] == [1, {"during": 1}]
+
+
+def test_a_runtime_reads_what_waits_before_episodes_and_recording_change(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, asked = make_rig(), set()
+
+    def noting(name: str, catch_up: Callable[[], None]) -> Callable[[], None]:
+        def noted() -> None:
+            asked.add((name, sys._getframe(1).f_code.co_name))
+            catch_up()
+
+        return noted
+
+    rig.wait_for_motion()
+    for name in ("cameras", "robot", "sensor"):
+        stream = getattr(rig.run, name)
+        monkeypatch.setattr(stream, "catch_up", noting(name, stream.catch_up))
+    rig.robot_socket.send_multipart(wire.encode_episode_end())
+    before = {("cameras", "_read_beside"), ("sensor", "_read_beside")}
+    wait_until(lambda: before <= asked, "what came beside the robot's states to be read")
+    for switch in (rig.run.recorder.start, rig.run.recorder.stop):
+        asked.clear()
+        switch()
+        assert {(name, "_catch_up") for name in ("cameras", "robot", "sensor")} <= asked
 
 
 def assert_recording_ended_and_nothing_else(rig: Rig, says: str) -> None:
